@@ -1,0 +1,80 @@
+"""Scored tokens as one compact blob: a JSON list per token, deflated. Knows no database and no file format for people.
+
+Floats keep every bit (Python writes the shortest text that reads back the same), so what is stored is what was scored.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from threading import Lock
+from typing import Any
+
+from uqchat.types import Alternative, Risk, ScoredToken
+
+
+def encode_tokens(tokens: Sequence[ScoredToken]) -> bytes:
+    """The blob of these tokens."""
+    return zlib.compress(json.dumps([_row(token) for token in tokens], separators=(",", ":")).encode("ascii"), 1)
+
+
+def decode_tokens(blob: bytes) -> tuple[ScoredToken, ...]:
+    """The tokens that `encode_tokens` was given, equal in every field."""
+    return tuple(_token(row) for row in json.loads(zlib.decompress(blob)))
+
+
+def _row(token: ScoredToken) -> list[Any]:
+    return [
+        token.index,
+        token.token_id,
+        token.text,
+        *token.span,
+        token.logprob,
+        token.entropy,
+        [[a.token_id, a.text, a.logprob] for a in token.alternatives],
+        {name: [risk.value, risk.raw, risk.calibration] for name, risk in token.risks.items()},
+        token.is_reasoning + 2 * token.is_end,
+    ]
+
+
+def _token(row: list[Any]) -> ScoredToken:
+    index, token_id, text, start, end, logprob, entropy, alternatives, risks, flags = row
+    return ScoredToken(
+        index,
+        token_id,
+        text,
+        (start, end),
+        logprob,
+        entropy,
+        tuple(Alternative(*alternative) for alternative in alternatives),
+        {name: Risk(*risk) for name, risk in risks.items()},
+        bool(flags & 1),
+        bool(flags & 2),
+    )
+
+
+class TokenCache:
+    """The most recently used decoded answers, so that redrawing a chat does not decode it again."""
+
+    def __init__(self, size: int = 64) -> None:
+        self._size = size
+        self._lock = Lock()
+        self._items: OrderedDict[tuple[str, float], tuple[ScoredToken, ...]] = OrderedDict()
+
+    def get(self, key: tuple[str, float]) -> tuple[ScoredToken, ...] | None:
+        """The tokens kept under (message id, time of saving), or None."""
+        with self._lock:
+            if key in self._items:
+                self._items.move_to_end(key)
+            return self._items.get(key)
+
+    def put(self, key: tuple[str, float], decode: Callable[[], tuple[ScoredToken, ...]]) -> tuple[ScoredToken, ...]:
+        """Decodes, keeps and returns; the least recently used answer makes room."""
+        tokens = decode()
+        with self._lock:
+            self._items[key] = tokens
+            while len(self._items) > self._size:
+                self._items.popitem(last=False)
+        return tokens
