@@ -1,0 +1,182 @@
+"""A conversation as HTML: bubbles, answers, toolbars, notices, the first minute. Pure; knows no page and no store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from uqchat.render_text import encode, plural
+from uqchat.render_tokens import RiskView, SpanLabel, answer_line, tokens_to_html
+from uqchat.types import ScoredToken
+
+
+class MessageLike(Protocol):
+    """What drawing needs of a stored message."""
+
+    id: str
+    role: str
+    text: str
+    status: str
+    finish_reason: str | None
+    error: str | None
+    tokens: Sequence[ScoredToken]
+    model: str
+    dropped_messages: int
+    version: int
+    version_count: int
+    labels: Sequence[SpanLabel]
+    is_example: bool
+
+
+class SnapshotLike(Protocol):
+    """What drawing needs of an answer under way."""
+
+    tokens: Sequence[ScoredToken]
+    status: str
+    queue_position: int | None
+    error: str | None
+
+
+def conversation_html(messages: Iterable[MessageLike], view: RiskView, is_busy: bool = False) -> str:
+    """Finished messages in order; `is_busy` (an answer is under way) switches off what would start another."""
+    return '<div class="uq-messages">' + "".join(_message(message, view, is_busy) for message in messages) + "</div>"
+
+
+def _message(message: MessageLike, view: RiskView, is_busy: bool) -> str:
+    if message.role == "system":
+        return ""
+    body = _question(message) if message.role == "user" else _answer(message, view, is_busy)
+    tools = _toolbar(message, is_busy)
+    kind = "user" if message.role == "user" else "answer"
+    name = "You" if kind == "user" else "Answer"
+    head = f'<article class="uq-message uq-{kind}" data-m="{encode(message.id)}" aria-label="{name}">'
+    return f"{head}{body}{tools}</article>"
+
+
+def _question(message: MessageLike) -> str:
+    return f'<div class="uq-bubble"><div class="uq-text" dir="auto">{encode(message.text)}</div></div>'
+
+
+def _answer(message: MessageLike, view: RiskView, is_busy: bool) -> str:
+    if message.tokens:
+        text = tokens_to_html(message.tokens, view, message.id, message.labels)
+    else:
+        text = f'<div class="uq-text" dir="auto" data-m="{encode(message.id)}">{encode(message.text)}</div>'
+    badge = '<span class="uq-badge">Stored example</span>' if message.is_example else ""
+    line = answer_line(message.tokens, view)
+    summary = f'<p class="uq-line">{encode(line)}</p>' if line else ""
+    dropped = ""
+    if message.dropped_messages:
+        left = plural(message.dropped_messages, "message")
+        dropped = f'<p class="uq-chip">Oldest {left} left out: the window is full</p>'
+    return f"{badge}{dropped}{text}{_notices(message, is_busy)}{summary}{_span_labels(message)}"
+
+
+def _notices(message: MessageLike, is_busy: bool) -> str:
+    if message.status == "error":
+        error = encode(message.error or "The answer failed.")
+        again = _button("retry", "Try again", message, is_busy, text="Try again")
+        return f'<p class="uq-chip uq-chip-error" role="alert">{error} {again}</p>'
+    if message.status == "cancelled":
+        return f'<p class="uq-chip">Stopped {_go_on(message, is_busy)}</p>'
+    if message.finish_reason == "length":
+        return f'<p class="uq-chip">Length limit reached {_go_on(message, is_busy)}</p>'
+    return ""
+
+
+def _go_on(message: MessageLike, is_busy: bool) -> str:
+    # Going on from the last token is "continue from here" with the token that is already there.
+    if not message.tokens or message.is_example:
+        return ""
+    last = message.tokens[-1]
+    extra = f' data-index="{len(message.tokens) - 1}" data-token-id="{last.token_id}"'
+    return _button("continue", "Continue", message, is_busy, extra=extra, text="Continue")
+
+
+def _span_labels(message: MessageLike) -> str:
+    rows = [label for label in message.labels if label.start is not None and label.end is not None]
+    return "".join(
+        f'<p class="uq-chip">Marked {"wrong" if label.is_error else "right"}: '
+        f"<q>{encode(message.text[label.start : label.end][:60])}</q> "
+        + _button(
+            "unmark_span",
+            "Remove this mark",
+            message,
+            False,
+            f' data-start="{label.start}" data-end="{label.end}"',
+            "Remove",
+        )
+        + "</p>"
+        for label in rows
+    )
+
+
+def _toolbar(message: MessageLike, is_busy: bool) -> str:
+    buttons = [_versions(message, is_busy), _button("copy", "Copy", message, False)]
+    if message.is_example:
+        return f'<div class="uq-tools">{buttons[1]}</div>'
+    if message.role == "user":
+        buttons.append(_button("edit", "Edit and ask again", message, is_busy))
+    else:
+        whole = next((label for label in message.labels if label.start is None), None)
+        right, wrong = (whole is not None and not whole.is_error), (whole is not None and whole.is_error)
+        buttons.append(_button("retry", "Answer again", message, is_busy))
+        buttons.append(_button("mark_right", "Mark as right", message, False, f' aria-pressed="{_js(right)}"'))
+        buttons.append(_button("mark_wrong", "Mark as wrong", message, False, f' aria-pressed="{_js(wrong)}"'))
+        buttons.append(f'<span class="uq-model"><bdi>{encode(message.model)}</bdi></span>')
+    return f'<div class="uq-tools" role="toolbar" aria-label="Message">{"".join(buttons)}</div>'
+
+
+def _js(flag: bool) -> str:
+    return "true" if flag else "false"
+
+
+def _versions(message: MessageLike, is_busy: bool) -> str:
+    if message.version_count < 2:
+        return ""
+    back = _button("versions_prev", "Previous version", message, is_busy or message.version <= 1)
+    on = _button("versions_next", "Next version", message, is_busy or message.version >= message.version_count)
+    return f'<span class="uq-versions">{back}<span>{message.version} / {message.version_count}</span>{on}</span>'
+
+
+def _button(action: str, label: str, message: MessageLike, is_disabled: bool, extra: str = "", text: str = "") -> str:
+    disabled = " disabled" if is_disabled else ""
+    look = "uq-button" if text else f"uq-icon uq-i-{action}"
+    return (
+        f'<button type="button" class="{look}" data-action="{action}" data-message="{encode(message.id)}"{extra} '
+        f'aria-label="{label}" title="{label}"{disabled}>{text}</button>'
+    )
+
+
+def live_answer_html(snapshot: SnapshotLike | None, view: RiskView, message_id: str) -> str:
+    """The answer under way. Closing tags are left to the HTML parser, so that each update only adds to the last."""
+    if snapshot is None:
+        return ""
+    busy = snapshot.status in ("waiting", "streaming")
+    head = (
+        f'<article class="uq-message uq-answer uq-live" data-m="{encode(message_id)}" aria-label="Answer" '
+        f'aria-busy="{_js(busy)}">'
+    )
+    if snapshot.status == "error":
+        return (
+            f'{head}<p class="uq-chip uq-chip-error" role="alert">{encode(snapshot.error or "The answer failed.")}</p>'
+        )
+    if not snapshot.tokens:
+        ahead = snapshot.queue_position or 0
+        words = f"Waiting, {plural(ahead, 'request')} ahead" if ahead else "Reading the conversation"
+        return f'{head}<p class="uq-waiting">{words}</p>' if busy else head
+    return head + tokens_to_html(snapshot.tokens, view, message_id, is_streaming=busy)
+
+
+def welcome_html(groups: Mapping[str, Sequence[str]]) -> str:
+    """The first minute: questions to try, under their group's heading; a press sends `ask` with the text."""
+    sections = "".join(
+        f"<section><h3>{encode(title)}</h3>"
+        + "".join(
+            f'<button type="button" class="uq-ask" data-action="ask" data-text="{encode(text)}">{encode(text)}</button>'
+            for text in questions
+        )
+        + "</section>"
+        for title, questions in groups.items()
+    )
+    return f'<div class="uq-welcome"><h2>Ask something</h2><div class="uq-asks">{sections}</div></div>'

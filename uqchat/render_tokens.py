@@ -1,0 +1,176 @@
+"""Scored tokens as coloured HTML and as one sentence. Pure; knows no page, no chat and no store.
+
+A unit is what the reader sees as one piece: a token, or the tokens whose bytes make up one character. A unit has
+the largest risk of its tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal, Protocol
+
+from uqchat.render_text import encode, markdown_to_html, plural, quoted
+from uqchat.types import ScoredToken
+
+BIN_EDGES = (0.2, 0.4, 0.6, 0.8)
+_MAX_QUOTED = 6
+_MAX_QUOTED_CHARS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class RiskView:
+    """How answers are drawn: by which estimator, on which scale, as coloured text or as Markdown."""
+
+    estimator: str = "entropy"
+    scale: Literal["absolute", "relative"] = "absolute"
+    mode: Literal["risk", "markdown"] = "risk"
+
+
+class SpanLabel(Protocol):
+    """A person's verdict on characters [start, end) of the answer's text, or on all of it when start is None."""
+
+    is_error: bool
+    start: int | None
+    end: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One visible piece. `positions` index the token sequence, the last one carries the text."""
+
+    text: str
+    index: int
+    positions: tuple[int, ...]
+    span: tuple[int, int]
+    is_reasoning: bool
+    risk: float | None
+
+
+def units(tokens: Sequence[ScoredToken], estimator: str) -> list[Unit]:
+    """The visible pieces in order. Tokens of a character that is never completed, and the end token, give none."""
+    found: list[Unit] = []
+    waiting: list[int] = []
+    for position, token in enumerate(tokens):
+        if token.is_end or (waiting and tokens[waiting[-1]].is_reasoning != token.is_reasoning):
+            waiting = []
+        if token.is_end:
+            continue
+        waiting.append(position)
+        if token.text:
+            found.append(_unit(tokens, tuple(waiting), estimator))
+            waiting = []
+    return found
+
+
+def _unit(tokens: Sequence[ScoredToken], positions: tuple[int, ...], estimator: str) -> Unit:
+    last = tokens[positions[-1]]
+    values = [tokens[i].risks[estimator].value for i in positions if estimator in tokens[i].risks]
+    known = [value for value in values if not math.isnan(value)]
+    risk = max(known) if known and not last.is_reasoning else None
+    return Unit(last.text, last.index, positions, last.span, last.is_reasoning, risk)
+
+
+def unit_bins(pieces: Sequence[Unit], view: RiskView) -> list[int | None]:
+    """Bin 0 to 4 of each unit, None where there is no risk to show.
+
+    Absolute: the value's fifth of [0, 1]. Relative: the fifth of this answer's units that it belongs to, by the
+    share of units with a smaller value, so that equal values share the lower bin.
+    """
+    if view.scale == "absolute":
+        return [None if unit.risk is None else bisect_right(BIN_EDGES, unit.risk) for unit in pieces]
+    ordered = sorted(unit.risk for unit in pieces if unit.risk is not None)
+    return [None if unit.risk is None else 5 * bisect_left(ordered, unit.risk) // len(ordered) for unit in pieces]
+
+
+def risk_bins(tokens: Sequence[ScoredToken], view: RiskView) -> list[int | None]:
+    """Bin 0 to 4 of each token, that of its unit; None for reasoning, end and other invisible tokens."""
+    bins: list[int | None] = [None] * len(tokens)
+    pieces = units(tokens, view.estimator)
+    for unit, number in zip(pieces, unit_bins(pieces, view), strict=True):
+        for position in unit.positions:
+            bins[position] = number
+    return bins
+
+
+def tokens_to_html(
+    tokens: Sequence[ScoredToken],
+    view: RiskView,
+    message_id: str,
+    labels: Iterable[SpanLabel] = (),
+    is_streaming: bool = False,
+) -> str:
+    """The answer as HTML: tags stripped and references unescaped it is exactly the tokens' text (in mode 'risk').
+
+    Each unit is `<span class="uq-t uq-b3" data-i="12">`; reasoning is folded. While streaming, a longer answer's
+    HTML begins with the shorter one's (on the absolute scale), which keeps updates small: nothing is closed.
+    """
+    pieces = units(tokens, view.estimator)
+    bins = unit_bins(pieces, view)
+    spans = [label for label in labels if label.start is not None]
+    first = next((unit.index for unit in pieces if not unit.is_reasoning), None)
+    parts = [f'<div class="uq-text" dir="auto" data-m="{encode(message_id)}">']
+    for is_reasoning, run in groupby(zip(pieces, bins, strict=True), key=lambda pair: pair[0].is_reasoning):
+        group = list(run)
+        if is_reasoning:
+            is_open_end = is_streaming and group[-1][0] is pieces[-1]
+            parts += _reasoning(group, is_streaming, is_open_end, message_id)
+        elif view.mode == "markdown":
+            parts.append(f'<div class="uq-md">{markdown_to_html("".join(unit.text for unit, _ in group))}</div>')
+        else:
+            parts += [_span(unit, number, spans, unit.index == first) for unit, number in group]
+    return "".join(parts) + ("" if is_streaming else "</div>")
+
+
+def _span(unit: Unit, number: int | None, labels: Sequence[SpanLabel], is_first: bool) -> str:
+    classes = "uq-t" if number is None else f"uq-t uq-b{number}"
+    for label in labels:
+        if label.start < unit.span[1] and unit.span[0] < (label.end or 0):
+            classes += " uq-marked-wrong" if label.is_error else " uq-marked-right"
+    return (
+        f'<span class="{classes}" data-i="{unit.index}" tabindex="{0 if is_first else -1}">{encode(unit.text)}</span>'
+    )
+
+
+def _reasoning(
+    group: Sequence[tuple[Unit, int | None]], is_streaming: bool, is_open_end: bool, message_id: str
+) -> Iterator[str]:
+    # The label lives in an attribute, drawn by the style sheet, so that the answer's text stays the answer's text.
+    count = sum(len(unit.positions) for unit, _ in group)
+    label = "Reasoning, not part of the risk"
+    if not is_streaming:
+        label = f"Reasoning, {plural(count, 'token')}, not part of the risk"
+    key = encode(f"{message_id}:{group[0][0].index}")
+    summary = f'<summary aria-label="{label}" data-label="{label}"></summary>'
+    yield f'<details class="uq-reasoning" data-key="{key}">{summary}'
+    yield from (_span(unit, None, (), False) for unit, _ in group)
+    yield "" if is_open_end else "</details>"
+
+
+def answer_line(tokens: Sequence[ScoredToken], view: RiskView) -> str:
+    """One plain-text sentence that says what the colours say; not HTML, so encode it before drawing."""
+    pieces = units(tokens, view.estimator)
+    bins = unit_bins(pieces, view)
+    total = sum(number is not None for number in bins)
+    if not total:
+        return ""
+    least = 3 if view.scale == "absolute" else 4
+    risky = [
+        (i, unit.text) for i, (unit, number) in enumerate(zip(pieces, bins, strict=True)) if (number or 0) >= least
+    ]
+    if not risky:
+        return f"None of {plural(total, 'token')} stands out."
+    verb = "stands" if len(risky) == 1 else "stand"
+    where = "" if view.scale == "absolute" else " within this answer"
+    return f"{len(risky)} of {plural(total, 'token')} {verb} out{where}: {_quote_runs(risky)}"
+
+
+def _quote_runs(risky: Sequence[tuple[int, str]]) -> str:
+    # Neighbours are quoted together: “Bishkek” reads better than “Bish”, “kek”.
+    runs = ["".join(text for _, (_, text) in run) for _, run in groupby(enumerate(risky), lambda p: p[1][0] - p[0])]
+    short = [run.strip() if len(run) <= _MAX_QUOTED_CHARS else run.strip()[:_MAX_QUOTED_CHARS] + "…" for run in runs]
+    shown = ", ".join(quoted(run or runs[i]) for i, run in enumerate(short[:_MAX_QUOTED]))
+    return f"{shown} …" if len(runs) > _MAX_QUOTED else f"{shown}."
