@@ -1,0 +1,56 @@
+"""`uqchat answer` and `uqchat score`: one answer to standard output. Knows no gradio."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Generator
+from typing import TextIO
+
+from uqchat.cli_model import estimators_of, generation_of, load_language_model, messages_of, read_text
+from uqchat.cli_terminal import TokenWriter, summary_line
+from uqchat.types import Answer, ScoredToken
+
+
+def run_answer(args: argparse.Namespace, out: TextIO) -> None:
+    """Answer one conversation; tokens stream unless --json is given."""
+    messages, generation, estimators = messages_of(args), generation_of(args), estimators_of(args)
+    model = load_language_model(args)
+    stream = model.stream(messages, estimators, generation)
+    answer = drain(stream, None if args.json else TokenWriter(out, estimators[0]))
+    _finish(answer, args.json, out)
+
+
+def run_score(args: argparse.Namespace, out: TextIO) -> None:
+    """Score the given answer; one newline at the end of a file is left out, since editors add it."""
+    text = read_text(args.answer[1:]).removesuffix("\n") if args.answer.startswith("@") else args.answer
+    messages, estimators = messages_of(args), estimators_of(args)
+    answer = load_language_model(args).score(messages, text, estimators)
+    if not args.json:
+        writer = TokenWriter(out, estimators[0])
+        for token in answer.tokens:
+            writer.write(token)
+    _finish(answer, args.json, out)
+
+
+def drain(stream: Generator[ScoredToken, None, Answer], writer: TokenWriter | None) -> Answer:
+    """Write every token of a stream; returns its answer. The stream is closed however this ends."""
+    try:
+        while True:
+            token = next(stream)
+            if writer:
+                writer.write(token)
+    except StopIteration as end:
+        return end.value
+    finally:
+        stream.close()
+
+
+def _finish(answer: Answer, use_json: bool, out: TextIO) -> None:
+    if use_json:
+        out.write(json.dumps(answer.to_json(), ensure_ascii=False) + "\n")
+        return
+    out.write("\n")
+    out.flush()
+    print(summary_line(answer), file=sys.stderr)
