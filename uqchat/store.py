@@ -6,79 +6,45 @@ never given out.
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Literal, get_args
+from typing import get_args
 
 from sqlalchemy import delete, func, or_, update
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session, col, select
 
 from uqchat.errors import InputError, StoreError
+from uqchat.store_records import (
+    ChatInfo,
+    Label,
+    Status,
+    StoredMessage,
+    chat_info,
+    check_label,
+    clean_title,
+    storable,
+    stored_messages,
+)
 from uqchat.store_tables import (
     ChatRow,
     LabelRow,
     MessageRow,
     TokenRow,
     explain,
-    is_writer_alive,
-    new_writer,
+    is_memory,
     open_database,
 )
-from uqchat.token_codec import TokenCache, decode_tokens, encode_tokens
+from uqchat.store_tree import activate, active_path, ancestors, versions_of
+from uqchat.store_writer import is_writer_alive, new_writer
+from uqchat.token_codec import TokenCache, encode_tokens
 from uqchat.types import FinishReason, Role, ScoredToken
 
-Status = Literal["streaming", "done", "cancelled", "error"]
-MAX_TITLE_CHARS = 200
+__all__ = ["ChatInfo", "Label", "Status", "Store", "StoredMessage", "NEW_CHAT_TITLE"]
+
 NEW_CHAT_TITLE = "New chat"
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-
-
-@dataclass(frozen=True, slots=True)
-class ChatInfo:
-    """A chat in the list; `message_count` counts every version of every message."""
-
-    id: str
-    title: str
-    created_at: datetime
-    updated_at: datetime
-    message_count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """A person's mark: on the whole answer when `start` is None, else on characters [start, end) of its text."""
-
-    is_error: bool
-    start: int | None = None
-    end: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StoredMessage:
-    """A message as it is kept; versions are the messages with the same parent, `version` counts from 1."""
-
-    id: str
-    chat_id: str
-    parent_id: str | None
-    role: Role
-    text: str
-    status: Status
-    finish_reason: FinishReason | None
-    error: str | None
-    tokens: tuple[ScoredToken, ...]
-    model: str
-    dropped_messages: int
-    version: int
-    version_count: int
-    labels: tuple[Label, ...]
-    created_at: datetime
-    is_example: bool
 
 
 class Store:
@@ -95,12 +61,8 @@ class Store:
         self._url = url
         self._engine = open_database(url)
         self._write_engine = self._engine.execution_options(is_write=True)
-        is_shared = self._engine.url.get_backend_name() == "sqlite" and self._engine.url.database in (
-            None,
-            "",
-            ":memory:",
-        )
-        self._lock = threading.RLock() if is_shared else nullcontext()  # one connection serves one thread at a time
+        # One connection in memory serves one thread at a time.
+        self._lock = threading.RLock() if is_memory(self._engine.url) else nullcontext()
         self._writer = new_writer()
         self._cache = TokenCache()
 
@@ -109,35 +71,35 @@ class Store:
     def create_chat(self, user: str, title: str = NEW_CHAT_TITLE) -> ChatInfo:
         """A new, empty chat."""
         with self._writing(user) as session:
-            chat = ChatRow(user=user, title=_clean_title(title))
+            chat = ChatRow(user=user, title=clean_title(title))
             session.add(chat)
             session.flush()
-            return _chat_info(chat, 0)
+            return chat_info(chat, 0)
 
     def get_chat(self, user: str, chat_id: str) -> ChatInfo:
         """One chat of the user."""
         with self._reading(user) as session:
             chat = _chat(session, user, chat_id)
             count = session.exec(select(func.count()).where(MessageRow.chat_id == chat_id)).one()
-            return _chat_info(chat, count)
+            return chat_info(chat, count)
 
     def list_chats(self, user: str, search: str = "") -> list[ChatInfo]:
         """The user's chats, the last used first; with `search`, those with it in the title or in any message."""
         counts = select(func.count()).where(MessageRow.chat_id == ChatRow.id).scalar_subquery()
         query = select(ChatRow, counts).where(ChatRow.user == user, col(ChatRow.deleted_at).is_(None))
         if search.strip():
-            wanted = _storable(search.strip())
+            wanted = storable(search.strip())
             has_text = select(MessageRow.number).where(
                 MessageRow.chat_id == ChatRow.id, col(MessageRow.text).icontains(wanted, autoescape=True)
             )
             query = query.where(or_(col(ChatRow.title).icontains(wanted, autoescape=True), has_text.exists()))
         query = query.order_by(col(ChatRow.updated_at).desc(), col(ChatRow.number).desc())
         with self._reading(user) as session:
-            return [_chat_info(chat, count) for chat, count in session.exec(query)]
+            return [chat_info(chat, count) for chat, count in session.exec(query)]
 
     def rename_chat(self, user: str, chat_id: str, title: str) -> ChatInfo:
         """Gives the chat a new title. Raises InputError when nothing is left of it without white space."""
-        title = _clean_title(title)
+        title = clean_title(title)
         with self._writing(user) as session:
             _chat(session, user, chat_id).title = title
         return self.get_chat(user, chat_id)
@@ -175,27 +137,27 @@ class Store:
         with self._reading(user) as session:
             chat = _chat(session, user, chat_id)
             rows = _rows(session, chat_id)
-            return self._stored(session, _active_path(chat, rows), rows)
+            return stored_messages(session, self._cache, active_path(chat, rows), rows)
 
     def all_messages(self, user: str, chat_id: str) -> list[StoredMessage]:
         """Every version of every message, in the order they were begun; a parent comes before its children."""
         with self._reading(user) as session:
             _chat(session, user, chat_id)
             rows = _rows(session, chat_id)
-            return self._stored(session, list(rows.values()), rows)
+            return stored_messages(session, self._cache, list(rows.values()), rows)
 
     def branch_to(self, user: str, message_id: str) -> list[StoredMessage]:
         """From the first message down to this one, whichever branch is active."""
         with self._reading(user) as session:
             message = _message(session, user, message_id)
             rows = _rows(session, message.chat_id)
-            return self._stored(session, _ancestors(message, rows), rows)
+            return stored_messages(session, self._cache, ancestors(message, rows), rows)
 
     def get_message(self, user: str, message_id: str) -> StoredMessage:
         """One message of the user."""
         with self._reading(user) as session:
             message = _message(session, user, message_id)
-            return self._stored(session, [message], _rows(session, message.chat_id))[0]
+            return stored_messages(session, self._cache, [message], _rows(session, message.chat_id))[0]
 
     def add_message(
         self,
@@ -218,14 +180,14 @@ class Store:
             chat = _chat(session, user, chat_id)
             if parent_id is not None and _message(session, user, parent_id).chat_id != chat_id:
                 raise StoreError("The message to go on from belongs to another chat.")
-            row = MessageRow(chat_id=chat_id, parent_id=parent_id, role=role, text=_storable(text), status=status)
+            row = MessageRow(chat_id=chat_id, parent_id=parent_id, role=role, text=storable(text), status=status)
             row.model, row.is_example, row.writer = model, is_example, self._writer
             session.add(row)
             session.flush()
             chat.updated_at = row.created_at
             rows = _rows(session, chat_id)
-            _activate(chat, row, rows)
-            return self._stored(session, [row], rows)[0]
+            activate(chat, row, rows)
+            return stored_messages(session, self._cache, [row], rows)[0]
 
     def save_answer(
         self,
@@ -244,8 +206,8 @@ class Store:
         data = encode_tokens(tokens)
         with self._writing(user) as session:
             row = _message(session, user, message_id, with_deleted=True)
-            row.text, row.status, row.finish_reason = _storable(text), status, finish_reason
-            row.error, row.dropped_messages = error and _storable(error), dropped_messages
+            row.text, row.status, row.finish_reason = storable(text), status, finish_reason
+            row.error, row.dropped_messages = error and storable(error), dropped_messages
             row.writer, row.saved_at = self._writer, time.time()
             scores = session.get(TokenRow, message_id) or TokenRow(message_id=message_id, data=b"")
             scores.data = data
@@ -259,10 +221,10 @@ class Store:
         with self._writing(user) as session:
             message = _message(session, user, message_id)
             rows = _rows(session, message.chat_id)
-            versions = _versions(rows)[message.parent_id]
+            versions = versions_of(rows)[message.parent_id]
             position = versions.index(message.id) + step
             chosen = versions[max(0, min(position, len(versions) - 1))]
-            _activate(_chat(session, user, message.chat_id), rows[chosen], rows)
+            activate(_chat(session, user, message.chat_id), rows[chosen], rows)
             return chosen
 
     def step_back(self, user: str, chat_id: str) -> str | None:
@@ -273,7 +235,7 @@ class Store:
         with self._writing(user) as session:
             chat = _chat(session, user, chat_id)
             rows = _rows(session, chat_id)
-            questions = [row for row in _active_path(chat, rows) if row.role == "user"]
+            questions = [row for row in active_path(chat, rows) if row.role == "user"]
             if not questions:
                 return None
             parent = chat if questions[-1].parent_id is None else rows[questions[-1].parent_id]
@@ -290,7 +252,7 @@ class Store:
         """
         with self._writing(user) as session:
             row = _message(session, user, message_id)
-            _check_label(row, start, end)
+            check_label(row, start, end)
             same = (LabelRow.message_id == message_id, col(LabelRow.start) == start, col(LabelRow.end) == end)
             session.exec(delete(LabelRow).where(*same))
             if is_error is not None:
@@ -338,30 +300,6 @@ class Store:
         except DBAPIError as error:
             raise StoreError(explain(error, self._url)) from error
 
-    def _stored(
-        self, session: Session, wanted: Sequence[MessageRow], rows: dict[str, MessageRow]
-    ) -> list[StoredMessage]:
-        ids = [row.id for row in wanted]
-        labels: dict[str, list[Label]] = {}
-        for label in session.exec(
-            select(LabelRow).where(col(LabelRow.message_id).in_(ids)).order_by(col(LabelRow.number))
-        ):
-            labels.setdefault(label.message_id, []).append(Label(label.is_error, label.start, label.end))
-        tokens, versions = self._tokens(session, wanted), _versions(rows)
-        return [
-            _stored_message(row, tokens.get(row.id, ()), versions[row.parent_id], tuple(labels.get(row.id, ())))
-            for row in wanted
-        ]
-
-    def _tokens(self, session: Session, wanted: Sequence[MessageRow]) -> dict[str, tuple[ScoredToken, ...]]:
-        found = {row.id: self._cache.get((row.id, row.saved_at)) for row in wanted if row.role == "assistant"}
-        missing = [message_id for message_id, tokens in found.items() if tokens is None]
-        saved_at = {row.id: row.saved_at for row in wanted}
-        for scores in session.exec(select(TokenRow).where(col(TokenRow.message_id).in_(missing))) if missing else ():
-            key, data = (scores.message_id, saved_at[scores.message_id]), scores.data
-            found[scores.message_id] = self._cache.put(key, lambda data=data: decode_tokens(data))
-        return {message_id: tokens for message_id, tokens in found.items() if tokens is not None}
-
 
 def _check_user(user: str) -> None:
     if not isinstance(user, str) or not user:
@@ -391,90 +329,3 @@ def _rows(session: Session, chat_id: str) -> dict[str, MessageRow]:
     """The chat's messages by id, in the order they were added."""
     query = select(MessageRow).where(MessageRow.chat_id == chat_id).order_by(col(MessageRow.number))
     return {row.id: row for row in session.exec(query)}
-
-
-def _versions(rows: dict[str, MessageRow]) -> dict[str | None, list[str]]:
-    versions: dict[str | None, list[str]] = {}
-    for row in rows.values():
-        versions.setdefault(row.parent_id, []).append(row.id)
-    return versions
-
-
-def _active_path(chat: ChatRow, rows: dict[str, MessageRow]) -> list[MessageRow]:
-    path, child = [], chat.active_child
-    while child is not None:
-        path.append(rows[child])
-        child = rows[child].active_child
-    return path
-
-
-def _ancestors(message: MessageRow, rows: dict[str, MessageRow]) -> list[MessageRow]:
-    branch = [message]
-    while branch[-1].parent_id is not None:
-        branch.append(rows[branch[-1].parent_id])
-    return branch[::-1]
-
-
-def _activate(chat: ChatRow, message: MessageRow, rows: dict[str, MessageRow]) -> None:
-    """Makes every message from the first down to this one the active child of its parent."""
-    parent: ChatRow | MessageRow = chat
-    for row in _ancestors(message, rows):
-        parent.active_child = row.id
-        parent = row
-
-
-def _check_label(row: MessageRow, start: int | None, end: int | None) -> None:
-    if row.role != "assistant" or row.status == "streaming":
-        raise InputError("Only a finished answer can be marked as right or wrong.")
-    if start is None and end is None:
-        return
-    if not (isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= len(row.text)):
-        raise InputError(
-            f"A mark must cover at least one character of the answer: 0 <= start < end <= {len(row.text)}; "
-            f"got start {start}, end {end}."
-        )
-
-
-def _stored_message(
-    row: MessageRow, tokens: tuple[ScoredToken, ...], versions: list[str], labels: tuple[Label, ...]
-) -> StoredMessage:
-    # The status is judged at every reading, so that a crash of another process never leaves an answer "streaming".
-    is_abandoned = row.status == "streaming" and not is_writer_alive(row.writer, row.saved_at)
-    return StoredMessage(
-        id=row.id,
-        chat_id=row.chat_id,
-        parent_id=row.parent_id,
-        role=row.role,
-        text=row.text,
-        status="cancelled" if is_abandoned else row.status,
-        finish_reason="cancelled" if is_abandoned else row.finish_reason,
-        error=row.error,
-        tokens=tokens,
-        model=row.model,
-        dropped_messages=row.dropped_messages,
-        version=versions.index(row.id) + 1,
-        version_count=len(versions),
-        labels=labels,
-        created_at=_time(row.created_at),
-        is_example=row.is_example,
-    )
-
-
-def _chat_info(chat: ChatRow, message_count: int) -> ChatInfo:
-    return ChatInfo(chat.id, chat.title, _time(chat.created_at), _time(chat.updated_at), message_count)
-
-
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
-
-
-def _storable(text: str) -> str:
-    """The text with what no database keeps (half of a surrogate pair, NUL) replaced; lengths stay."""
-    return _UNSTORABLE.sub("\ufffd", text)
-
-
-def _clean_title(title: str) -> str:
-    title = " ".join("".join(c for c in _storable(title) if c.isprintable() or c.isspace()).split())
-    if not title:
-        raise InputError("A chat's title needs at least one visible character.")
-    return title[:MAX_TITLE_CHARS]

@@ -6,14 +6,12 @@ last, so the active branch is found by walking down.
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, Text, event, make_url
+from sqlalchemy import URL, Connection, Engine, Text, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.pool import StaticPool
 from sqlmodel import Field, Session, SQLModel, create_engine, select
@@ -23,9 +21,6 @@ from uqchat.errors import StoreError
 SCHEMA_VERSION = 1
 MIGRATIONS: dict[int, Callable[[Connection], None]] = {}
 """What turns a database of schema n into n + 1, by n; each runs once, inside the transaction that opens it."""
-
-HEARTBEAT_S = 30.0
-"""A row still being written counts as abandoned when its writer on another machine was silent for longer."""
 
 
 def new_id() -> str:
@@ -125,14 +120,18 @@ def _create_engine(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
         return create_engine(url, pool_pre_ping=True)
-    is_memory = parsed.database in (None, "", ":memory:")
-    if is_memory:
+    if is_memory(parsed):
         engine = create_engine(url, poolclass=StaticPool, connect_args={"check_same_thread": False})
     else:
         _make_folder(parsed.database, url)
         engine = create_engine(url)
-    _tune_sqlite(engine, use_wal=not is_memory)
+    _tune_sqlite(engine, use_wal=not is_memory(parsed))
     return engine
+
+
+def is_memory(url: URL) -> bool:
+    """Whether this is an SQLite database that lives in memory only."""
+    return url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:")
 
 
 def _make_folder(database: str, url: str) -> None:
@@ -211,39 +210,3 @@ def _shown(url: str) -> str:
         return make_url(url).render_as_string(hide_password=True)
     except ArgumentError:
         return url
-
-
-def new_writer() -> str:
-    """Names this process, and one opened store in it: place|pid|start of the process|random."""
-    return f"{_place()}|{os.getpid()}|{_started(os.getpid())}|{new_id()}"
-
-
-def is_writer_alive(writer: str, saved_at: float) -> bool:
-    """Whether whoever began a row can still finish it.
-
-    A process on this machine is looked up by pid and start time (a pid may be used again); one elsewhere, or where
-    there is no /proc, counts as alive until it was silent for HEARTBEAT_S.
-    """
-    place, _, rest = writer.partition("|")
-    if place == _place() and Path("/proc/self/stat").exists():
-        pid, _, rest = rest.partition("|")
-        return pid.isdigit() and _started(int(pid)) == rest.partition("|")[0] != ""
-    return time.time() - saved_at < HEARTBEAT_S
-
-
-def _place() -> str:
-    # Two containers may share a host name and a database: the namespace of their process ids tells them apart.
-    try:
-        namespace = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        namespace = ""
-    return f"{socket.gethostname()}{namespace}".replace("|", "")
-
-
-def _started(pid: int) -> str:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return ""
-    fields = stat.rpartition(")")[2].split()  # behind the command's name in brackets; the first is field 3
-    return "" if fields[0] == "Z" else fields[19]

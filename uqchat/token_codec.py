@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from threading import Lock
 from typing import Any
 
@@ -70,9 +70,8 @@ class TokenCache:
                 self._items.move_to_end(key)
             return self._items.get(key)
 
-    def put(self, key: tuple[str, float], decode: Callable[[], tuple[ScoredToken, ...]]) -> tuple[ScoredToken, ...]:
-        """Decodes, keeps and returns; the least recently used answer makes room."""
-        tokens = decode()
+    def put(self, key: tuple[str, float], tokens: tuple[ScoredToken, ...]) -> tuple[ScoredToken, ...]:
+        """Keeps and returns the tokens; the least recently used answer makes room."""
         with self._lock:
             self._items[key] = tokens
             while len(self._items) > self._size:
