@@ -1,0 +1,260 @@
+"""The model that everybody on the page shares: loaded in the background, switched, unloaded, asked. Knows no interface.
+
+Only one job (load, switch, unload) is under way at a time. It waits for running answers, refuses new ones with the
+reason, and leaves the old model in place when the new one fails or the job is cancelled.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from uqchat.config import AppConfig, GenerationConfig
+from uqchat.errors import BusyError, ModelCancelledError, ModelError, UqchatError
+from uqchat.loading import LoadProgress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from uqchat.language_model import LanguageModel
+    from uqchat.types import Answer, Message, ScoredToken
+
+State = Literal["loading", "ready", "switching", "failed", "empty"]
+
+
+@dataclass(frozen=True, slots=True)
+class HostStatus:
+    """`message` is one sentence for everybody; `done` and `total` are bytes; `error` is why the last job failed."""
+
+    state: State
+    model: str | None
+    message: str
+    done: int | None = None
+    total: int | None = None
+    error: str | None = None
+    details: str = ""
+
+
+def load_language_model(name: str, **options: Any) -> LanguageModel:
+    """The real thing: `load_model` with the same arguments, made into a `LanguageModel`."""
+    from uqchat.language_model import from_loaded
+    from uqchat.models import load_model
+
+    return from_loaded(load_model(name, **options))
+
+
+class ModelHost:
+    """Owns the language model and hands out its answers; safe to use from many threads.
+
+    Args:
+        config: which model to begin with, where it runs, who may switch.
+        load: makes a language model; takes what `load_model` takes.
+    """
+
+    def __init__(self, config: AppConfig, load: Callable[..., LanguageModel] = load_language_model) -> None:
+        self._config = config
+        self._load = load
+        self._changed = threading.Condition()  # guards everything below
+        self._model: LanguageModel | None = None
+        self._admitted_count = 0
+        self._job: threading.Thread | None = None
+        self._cancel = threading.Event()
+        self._status = HostStatus("empty", None, "No model is loaded.")
+
+    def start(self) -> None:
+        """Begin to load the configured model and return at once. Raises BusyError while another job runs."""
+        options = {"dtype": self._config.dtype, "quantization": self._config.quantization}
+        self._begin("loading", self._config.model, options)
+
+    def switch(
+        self, name: str, *, token: str | None = None, dtype: str | None = None, quantization: str | None = None
+    ) -> None:
+        """Begin to load another model and return at once.
+
+        Raises:
+            ModelError: switching is turned off, or no name.
+            BusyError: another job is under way.
+        """
+        self._require_switching()
+        if not name.strip():
+            raise ModelError("No model was named; give `embedded`, a Hub id, a folder or a GGUF file.")
+        self._begin("switching", name.strip(), {"token": token, "dtype": dtype, "quantization": quantization})
+
+    def unload(self) -> None:
+        """Begin to free the model once running answers have ended. Raises as `switch`."""
+        self._require_switching()
+        self._begin("switching", None, {})
+
+    def cancel_switch(self) -> None:
+        """Stop the job that is under way; without one nothing happens."""
+        with self._changed:
+            self._cancel.set()
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Stop the job under way and free the model."""
+        self.cancel_switch()
+        job = self._job
+        if job is not None and job is not threading.current_thread():
+            job.join()
+        with self._changed:
+            model, self._model = self._model, None
+            self._status = HostStatus("empty", None, "No model is loaded.")
+        if model is not None:
+            model.close()
+
+    def status(self) -> HostStatus:
+        """What the host does now; cheap enough to ask often."""
+        return self._status
+
+    def stream(
+        self,
+        messages: str | Iterable[Message | Mapping[str, Any]],
+        estimators: Sequence[str] = ("entropy",),
+        generation: GenerationConfig = GenerationConfig(),  # noqa: B008  (frozen)
+        *,
+        answer_prefix: Sequence[int] = (),
+        stop: threading.Event | None = None,
+        on_queue: Callable[[int], None] | None = None,
+    ) -> Generator[ScoredToken, None, Answer]:
+        """As `LanguageModel.stream`.
+
+        Raises:
+            BusyError: no model is ready (the text says why), or too many requests wait.
+        """
+        with self._changed:
+            self._refuse()
+        return self._stream(messages, estimators, generation, answer_prefix, stop, on_queue)
+
+    def _stream(
+        self,
+        messages: str | Iterable[Message | Mapping[str, Any]],
+        estimators: Sequence[str],
+        generation: GenerationConfig,
+        answer_prefix: Sequence[int],
+        stop: threading.Event | None,
+        on_queue: Callable[[int], None] | None,
+    ) -> Generator[ScoredToken, None, Answer]:
+        with self._admitted() as model:
+            return (
+                yield from model.stream(
+                    messages, estimators, generation, answer_prefix=answer_prefix, stop=stop, on_queue=on_queue
+                )
+            )
+
+    @contextmanager
+    def _admitted(self) -> Iterator[LanguageModel]:
+        """Count one answer in and out; the model stays while any is counted."""
+        with self._changed:
+            model = self._refuse()
+            self._admitted_count += 1
+        try:
+            yield model
+        finally:
+            with self._changed:
+                self._admitted_count -= 1
+                self._changed.notify_all()
+
+    def _refuse(self) -> LanguageModel:
+        if self._job is not None or self._model is None:
+            raise BusyError(f"{self._status.message} Please ask again when a model is ready.")
+        if self._admitted_count > self._config.max_queue:
+            raise BusyError(
+                f"{self._config.max_queue} requests are waiting for the model already. Please try again in a moment."
+            )
+        return self._model
+
+    def _require_switching(self) -> None:
+        if not self._config.allow_model_switch:
+            raise ModelError(
+                "Changing the model is turned off here; whoever runs the app can allow it with UQCHAT_ALLOW_MODEL_SWITCH=1."
+            )
+
+    def _begin(self, state: State, name: str | None, options: dict[str, Any]) -> None:
+        with self._changed:
+            if self._job is not None:
+                raise BusyError(f"{self._status.message} Please wait, or cancel it first.")
+            self._cancel = threading.Event()
+            doing = f"The model is being changed to {name}." if name else "The model is being unloaded."
+            self._set(state, f"{name} is being loaded." if state == "loading" else doing)
+            # The token lives in this thread's arguments only, so it goes when the job ends.
+            self._job = threading.Thread(target=self._run, args=(name, options), name="model-loader", daemon=True)
+            self._job.start()
+
+    def _run(self, name: str | None, options: dict[str, Any]) -> None:
+        outcome: tuple[str, str | None] = ("", None)
+        fresh = None
+        try:
+            self._wait_for_answers(name)
+            fresh = self._load_fresh(name, options) if name else None
+            self._replace(fresh)
+        except ModelCancelledError:
+            outcome = (f"Loading {name} was cancelled." if name else "Unloading was cancelled.", None)
+        except UqchatError as error:
+            outcome = (f"{name} could not be loaded.", str(error))
+        except BaseException as error:
+            outcome = (f"{name} could not be loaded.", f"An unexpected error: {type(error).__name__}.")
+            raise
+        finally:
+            self._finish(*outcome)
+
+    def _wait_for_answers(self, name: str | None) -> None:
+        goal = f"before {name} is loaded" if name else "before the model is unloaded"
+        with self._changed:
+            while self._admitted_count and not self._cancel.is_set():
+                count = "1 answer" if self._admitted_count == 1 else f"{self._admitted_count} answers"
+                self._set(self._status.state, f"Waiting for {count} to finish {goal}.")
+                self._changed.wait()
+        if self._cancel.is_set():
+            raise ModelCancelledError("Cancelled.")
+
+    def _load_fresh(self, name: str, options: dict[str, Any]) -> LanguageModel:
+        if self._config.threads:
+            import torch
+
+            torch.set_num_threads(self._config.threads)
+        return self._load(
+            name,
+            device=self._config.device,
+            **options,
+            trust_remote_code=self._config.trust_remote_code,
+            cache_dir=self._config.cache_dir,
+            on_progress=self._on_progress,
+            cancel=self._cancel,
+        )
+
+    def _on_progress(self, progress: LoadProgress) -> None:
+        with self._changed:
+            self._set(self._status.state, f"{progress.message}.", progress.done, progress.total)
+
+    def _replace(self, fresh: LanguageModel | None) -> None:
+        with self._changed:
+            old, self._model = self._model, fresh
+        if old is not None:
+            old.close()
+
+    def _finish(self, message: str, error: str | None) -> None:
+        with self._changed:
+            self._job = None
+            model = self._model
+            if model is not None:
+                text = f"{message} {model.name} is ready." if message else f"{model.name} is ready."
+                self._status = HostStatus("ready", model.name, text, error=error, details=_details(model))
+            else:
+                state: State = "failed" if error else "empty"
+                self._status = HostStatus(state, None, message or "No model is loaded.", error=error)
+            self._changed.notify_all()
+
+    def _set(self, state: State, message: str, done: int | None = None, total: int | None = None) -> None:
+        model = self._model
+        self._status = HostStatus(state, model.name if model else None, message, done, total)
+
+
+def _details(model: LanguageModel) -> str:
+    info = model.info
+    number_format = f"{info.dtype}, {info.quantization}" if info.quantization else info.dtype
+    parts = [f"{number_format} on {info.device}, {info.context_window:,} tokens", *info.notes]
+    return "; ".join(parts)
