@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -61,7 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt as error:
             return _fail(out, use_json, error, 130)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())  # so that closing it does not fail again
             return 141
 
 

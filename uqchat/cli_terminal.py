@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from uqchat.types import Answer, ScoredToken
@@ -24,18 +24,32 @@ UNDERLINED_FROM = 3  # the two riskiest bins are underlined too, for readers who
 @contextmanager
 def real_stdout() -> Iterator[TextIO]:
     """Yield standard output and send everything else that writes there, down to C libraries, to standard error."""
-    sys.stdout.flush()
+    before = sys.stdout
+    before.flush()
     saved = os.dup(1)
     os.dup2(2, 1)
-    out = os.fdopen(os.dup(saved), "w", encoding="utf-8", errors="backslashreplace")
+    if is_own := _is_descriptor_1(before):  # it stays in place, for readline draws its prompt on descriptor 1
+        out: TextIO = os.fdopen(os.dup(saved), "w", encoding="utf-8", errors="backslashreplace")
+    else:
+        out, sys.stdout = before, sys.stderr
     try:
         yield out
         out.flush()
     finally:
-        sys.stdout.flush()  # what others wrote must leave before file descriptor 1 is standard output again
+        before.flush()  # what others wrote must leave before descriptor 1 is standard output again
+        sys.stdout = before
         os.dup2(saved, 1)
         os.close(saved)
-        out.close()
+        if is_own:
+            with suppress(BrokenPipeError):
+                out.close()
+
+
+def _is_descriptor_1(stream: TextIO) -> bool:
+    try:
+        return stream.fileno() == 1
+    except OSError:
+        return False
 
 
 def colour_depth(out: TextIO, environ: Mapping[str, str] = os.environ) -> int:
