@@ -1,0 +1,125 @@
+"""Preallocated keys and values of all rows, growing as answers do. Knows which row sits where, not what it says.
+
+Rows lie left-aligned: row i holds its own positions 0..length-1, whatever its neighbours hold. Decoding rows fill the
+first places, so that a step reads one contiguous block and copies nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+GROWTH = 256  # positions are allocated in steps of this many
+
+
+@dataclass(slots=True)
+class Place:
+    """Where the next forward writes: rows first..first+len(starts)-1, each from its own position."""
+
+    first: int
+    starts: list[int]
+    columns: torch.Tensor | None = None  # (B,) start positions, when they differ
+
+    @property
+    def end(self) -> int:
+        """One past the last row."""
+        return self.first + len(self.starts)
+
+
+class RowLayer(CacheLayerMixin):
+    """Keys and values of one layer: (rows, H, capacity, D)."""
+
+    is_sliding = False
+    is_croppable = False
+
+    def __init__(self, cache: RowCache) -> None:
+        super().__init__()
+        self._cache = cache
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Allocate for the model's own shapes, which need not be those of the configuration."""
+        rows, length = self._cache.rows, self._cache.capacity
+        self.keys = key_states.new_zeros((rows, key_states.shape[1], length, key_states.shape[3]))
+        self.values = value_states.new_zeros((rows, value_states.shape[1], length, value_states.shape[3]))
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write (B, H, T, D) at the rows' places; returns all keys and values up to the longest of those rows."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        place, length = self._cache.place, key_states.shape[2]
+        total = max(place.starts) + length
+        rows = slice(place.first, place.end)
+        keys, values = self.keys[rows, :, :total], self.values[rows, :, :total]
+        if place.columns is None:
+            keys[:, :, place.starts[0] :] = key_states
+            values[:, :, place.starts[0] :] = value_states
+        else:  # (B, H, 1, D), one position for each row
+            index = torch.arange(len(place.starts), device=keys.device)
+            keys[index, :, place.columns] = key_states[:, :, 0]
+            values[index, :, place.columns] = value_states[:, :, 0]
+        return keys, values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Keys that a query sees, and the position of the first."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Positions that hold something already, of the longest row in this forward."""
+        return max(self._cache.place.starts)
+
+    def get_max_length(self) -> int:
+        """-1: grows."""
+        return -1
+
+    def resize(self, rows: int, capacity: int) -> None:
+        """Move to larger (or smaller) storage, keeping what fits."""
+        if not self.is_initialized:
+            return
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = old.new_zeros((rows, old.shape[1], capacity, old.shape[3]))
+            r, c = min(rows, old.shape[0]), min(capacity, old.shape[2])
+            new[:r, :, :c] = old[:r, :, :c]
+            setattr(self, name, new)
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of one row to another."""
+        if self.is_initialized:
+            for states in (self.keys, self.values):
+                states[target, :, :length] = states[source, :, :length]
+
+
+class RowCache(Cache):
+    """All layers' storage and the place of the next forward."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.rows, self.capacity = 1, GROWTH
+        self.place = Place(0, [0])
+        super().__init__(layers=[RowLayer(self) for _ in range(num_layers)])
+
+    def reserve(self, rows: int, length: int) -> None:
+        """Make room for so many rows of so many positions; gives memory back only when nothing is held."""
+        if rows <= self.rows and length <= self.capacity:
+            return
+        capacity = max(self.capacity, -(-length // GROWTH) * GROWTH)
+        rows = self.rows if rows <= self.rows else max(rows, min(2 * self.rows, rows + 4))
+        for layer in self.layers:
+            layer.resize(rows, capacity)
+        self.rows, self.capacity = rows, capacity
+
+    def release(self) -> None:
+        """Drop all storage; the next forward allocates anew."""
+        self.rows, self.capacity = 1, GROWTH
+        for layer in self.layers:
+            layer.keys = layer.values = None
+            layer.is_initialized = False
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy a row to another place in every layer."""
+        for layer in self.layers:
+            layer.move(source, target, length)

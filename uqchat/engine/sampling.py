@@ -1,0 +1,71 @@
+"""Choosing the next token: one pure function of logits, settings and an explicit generator. Never changes a score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from uqchat.config import GenerationConfig
+
+
+def sample(
+    logits: torch.Tensor,
+    settings: Sequence[GenerationConfig],
+    generators: Sequence[torch.Generator | None],
+    histories: Sequence[torch.Tensor | None],
+) -> torch.Tensor:
+    """The next token of every row.
+
+    The order of the filters is that of transformers' `generate`: penalty, temperature, top-k, top-p, min-p.
+
+    Args:
+        logits: (B, V), float32, raw; not modified.
+        settings: one per row.
+        generators: one per row; None only where the temperature is 0.
+        histories: one per row, (T,) ids of prompt and answer; needed only where repetition_penalty is not 1.
+
+    Returns:
+        (B,) int64 token ids.
+    """
+    if all(s.temperature == 0 and s.repetition_penalty == 1 for s in settings):
+        return logits.argmax(dim=-1)
+    rows = zip(logits, settings, generators, histories, strict=True)
+    return torch.stack([_sample_row(*row) for row in rows])
+
+
+def _sample_row(
+    logits: torch.Tensor, config: GenerationConfig, generator: torch.Generator | None, history: torch.Tensor | None
+) -> torch.Tensor:
+    if config.repetition_penalty != 1 and history is not None:
+        logits = penalise_repetition(logits, history, config.repetition_penalty)
+    if config.temperature == 0:
+        return logits.argmax()
+    logits = filter_logits(logits / config.temperature, config.top_k, config.top_p, config.min_p)
+    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[0]
+
+
+def penalise_repetition(logits: torch.Tensor, history: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Divide positive and multiply negative logits of ids seen before (Keskar et al. 2019, CTRL, section 4.1)."""
+    seen = logits[history]
+    return logits.index_put((history,), torch.where(seen < 0, seen * penalty, seen / penalty))
+
+
+def filter_logits(logits: torch.Tensor, top_k: int, top_p: float, min_p: float) -> torch.Tensor:
+    """Set to -inf what the filters exclude; at least one token always stays.
+
+    Args:
+        logits: (V,), already divided by the temperature.
+        top_k: 0 is off. top_p: 1 is off (Holtzman et al. 2020). min_p: 0 is off (Nguyen et al. 2024).
+    """
+    if 0 < top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -torch.inf)
+    if top_p < 1:
+        ascending, order = logits.sort()
+        is_cut = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+        is_cut[-1] = False
+        logits = logits.masked_fill(torch.zeros_like(is_cut).scatter(0, order, is_cut), -torch.inf)
+    if min_p > 0:
+        probs = logits.softmax(dim=-1)
+        logits = logits.masked_fill(probs < min_p * probs.max(), -torch.inf)
+    return logits

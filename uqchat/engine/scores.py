@@ -1,0 +1,85 @@
+"""Log-probability, entropy and the likeliest alternatives of each step, from raw logits. Knows no sampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from uqchat.types import Alternative
+
+NUM_ALTERNATIVES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class StepScores:
+    """Per row: nats, at temperature 1."""
+
+    logprob: list[float]
+    entropy: list[float]
+    top_logprobs: list[list[float]]
+    top_ids: list[list[int]]
+
+
+def score_logits(logits: torch.Tensor, chosen: torch.Tensor, top_n: int = NUM_ALTERNATIVES) -> StepScores:
+    """Scores of the chosen ids under the raw logits.
+
+    Args:
+        logits: (B, V), float32, raw; -inf is allowed.
+        chosen: (B,) ids.
+        top_n: alternatives per row, descending.
+    """
+    log_probs = logits.log_softmax(dim=-1)
+    entropy = torch.special.entr(log_probs.exp()).sum(dim=-1)  # entr(0) = 0, so -inf logits do no harm
+    top = log_probs.topk(min(top_n, log_probs.shape[-1]), dim=-1)
+    picked = log_probs.gather(1, chosen[:, None])
+    floats = torch.cat([picked, entropy[:, None], top.values], dim=1).tolist()  # one transfer from the device
+    return StepScores(
+        [row[0] for row in floats],
+        [max(row[1], 0.0) for row in floats],
+        [row[2:] for row in floats],
+        top.indices.tolist(),
+    )
+
+
+class Vocabulary:
+    """Text of single ids as they read inside a text, for alternatives; and which ids end an answer."""
+
+    def __init__(self, tokenizer: Any, end_ids: frozenset[int]) -> None:
+        self.tokenizer = tokenizer
+        self.end_ids = end_ids
+        self.special_ids = frozenset(tokenizer.all_special_ids) | end_ids
+        anchors = tokenizer("a", add_special_tokens=False)["input_ids"]
+        self._anchor = anchors[-1:]
+        self._anchor_text = self.decode(self._anchor)
+        self._texts: dict[int, str] = {}
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of the ids, special tokens left out, spaces as the model wrote them."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def text(self, token_id: int) -> str:
+        """One id's text after another word, so that a leading space is kept; a special id by its name."""
+        known = self._texts.get(token_id)
+        if known is None:
+            known = self._texts[token_id] = self._read(token_id)
+        return known
+
+    def _read(self, token_id: int) -> str:
+        if token_id in self.special_ids:
+            return str(self.tokenizer.convert_ids_to_tokens(token_id) or "")
+        return self.decode([*self._anchor, token_id])[len(self._anchor_text) :]
+
+    def alternatives(self, ids: list[int], logprobs: list[float]) -> tuple[Alternative, ...]:
+        """The candidates of one step."""
+        return tuple(Alternative(i, self.text(i), p) for i, p in zip(ids, logprobs, strict=True))
+
+
+def end_ids_of(model: Any, tokenizer: Any) -> frozenset[int]:
+    """End-of-sequence ids: the model's generation config, else its config, else the tokenizer."""
+    for source in (model.generation_config, model.config, tokenizer):
+        found = getattr(source, "eos_token_id", None)
+        if found is not None:
+            return frozenset(found if isinstance(found, list | tuple) else [found])
+    return frozenset()

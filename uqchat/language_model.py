@@ -1,0 +1,250 @@
+"""A loaded language model that answers with risk on every token: what `uqchat.load` returns.
+
+Ties engine, estimators and scoring together for scripts, shell and page. Knows no storage and no interface.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+from uqchat.config import GenerationConfig
+from uqchat.engine.backend import FinishEvent, Request
+from uqchat.engine.decode import Engine
+from uqchat.engine.prompt import Prompt, build_prompt
+from uqchat.engine.worker import Worker
+from uqchat.errors import InputError
+from uqchat.estimators import Estimator, get_estimators
+from uqchat.models import LoadedModel, load_model
+from uqchat.scoring import Scorer, signals_for
+from uqchat.types import Answer, Message, ScoredToken, as_messages
+
+Messages = str | Iterable[Message | Mapping[str, Any]]
+DEFAULT_ESTIMATORS = ("entropy",)
+
+
+def load(
+    name: str = "embedded", device: str | None = None, dtype: Any = None, quantization: str | None = None
+) -> LanguageModel:
+    """Load a language model.
+
+    Args:
+        name: "embedded", a Hub id, a folder or a GGUF file.
+        device: "cpu", "cuda", "mps", or None to choose.
+        dtype: None chooses; a name such as "float32", or a torch dtype.
+        quantization: None, "int8", "bnb-8bit" or "bnb-4bit".
+
+    Raises:
+        UqchatError: the model cannot be found, fetched, read or run; the text names the way out.
+    """
+    return from_loaded(load_model(name, device, dtype, quantization))
+
+
+def from_loaded(loaded: LoadedModel, max_waiting: int = 1024) -> LanguageModel:
+    """A `LanguageModel` around an already loaded model."""
+    return LanguageModel(loaded, max_waiting)
+
+
+class LanguageModel:
+    """Answers and scores; may be used from several threads, whose answers then share one batch.
+
+    Messages are `Message`s, {"role", "content"} mappings, or one string. Estimators are names.
+    """
+
+    def __init__(self, loaded: LoadedModel, max_waiting: int = 1024) -> None:
+        self.info = loaded
+        self.engine = Engine(loaded.model, loaded.tokenizer)
+        self._max_waiting = max_waiting
+        self._worker: Worker | None = None
+        self._worker_pid = 0
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    @property
+    def name(self) -> str:
+        """The name it was loaded by."""
+        return self.info.name
+
+    @property
+    def model(self) -> Any:
+        """The transformers model; usable as ever between requests."""
+        return self.info.model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The transformers tokenizer."""
+        return self.info.tokenizer
+
+    @property
+    def running(self) -> int:
+        """Answers that wait or run."""
+        return self._worker.num_open if self._worker else 0
+
+    def close(self) -> None:
+        """End all answers and free the memory."""
+        with self._lock:
+            self._is_closed = True
+            worker, self._worker = self._worker, None
+        if worker and self._worker_pid == os.getpid():
+            worker.close()
+
+    # ---- answers
+
+    def stream(
+        self,
+        messages: Messages,
+        estimators: str | Iterable[str] = DEFAULT_ESTIMATORS,
+        generation: GenerationConfig = GenerationConfig(),  # noqa: B008  frozen
+        *,
+        answer_prefix: Sequence[int] = (),
+        stop: threading.Event | None = None,
+        on_queue: Callable[[int], None] | None = None,
+    ) -> Generator[ScoredToken, None, Answer]:
+        """Scored tokens as they come; the generator's return value is the `Answer`.
+
+        A token may come again with the same index: its risks replace the earlier ones.
+
+        Args:
+            answer_prefix: ids that the answer begins with; handed out and scored like any token.
+            stop: set it to end within one step, with finish_reason "cancelled"; closing the generator does so too.
+            on_queue: told how many requests are ahead, whenever that changes.
+
+        Raises:
+            UqchatError: unknown estimator, unusable messages, a prompt that does not fit, a failing model.
+        """
+        chosen = get_estimators(estimators)
+        request, prompt = self._request(as_messages(messages), generation, answer_prefix, chosen)
+        return self._stream(request, prompt, chosen, stop, on_queue)
+
+    def answer(
+        self,
+        messages: Messages,
+        estimators: str | Iterable[str] = DEFAULT_ESTIMATORS,
+        generation: GenerationConfig = GenerationConfig(),  # noqa: B008  frozen
+        *,
+        answer_prefix: Sequence[int] = (),
+    ) -> Answer:
+        """The whole answer: `stream`, drained. Raises what `stream` raises."""
+        return drain(self.stream(messages, estimators, generation, answer_prefix=answer_prefix))
+
+    def answers(
+        self,
+        list_of_messages: Sequence[Messages],
+        estimators: str | Iterable[str] = DEFAULT_ESTIMATORS,
+        generation: GenerationConfig = GenerationConfig(),  # noqa: B008  frozen
+    ) -> list[Answer]:
+        """One answer for each conversation, in order, decoded in one batch. Raises what `stream` raises."""
+        streams = [self.stream(messages, estimators, generation) for messages in list_of_messages]
+        results: list[Answer | BaseException | None] = [None] * len(streams)
+        threads = [
+            threading.Thread(target=_drain_into, args=(results, i, stream), daemon=True)
+            for i, stream in enumerate(streams)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return [result for result in results if isinstance(result, Answer)]
+
+    def score(
+        self, messages: Messages, answer: str | Sequence[int], estimators: str | Iterable[str] = DEFAULT_ESTIMATORS
+    ) -> Answer:
+        """Risk of a given answer by teacher forcing: exactly one token for each given id.
+
+        Args:
+            answer: text, or token ids as the model would have generated them.
+
+        Raises:
+            InputError: the answer is empty, holds ids outside the vocabulary, or does not fit the context window.
+        """
+        ids = self._answer_ids(answer)
+        chosen = get_estimators(estimators)
+        request, prompt = self._request(as_messages(messages), GenerationConfig(max_new_tokens=0), ids, chosen)
+        return drain(self._stream(request, prompt, chosen, None, None))
+
+    # ---- inside
+
+    def _answer_ids(self, answer: str | Sequence[int]) -> list[int]:
+        if isinstance(answer, str):
+            ids = self.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        else:
+            ids = [int(token_id) for token_id in answer]
+        if not ids:
+            raise InputError("The answer to score is empty; give some text or token ids.")
+        size = self.model.get_input_embeddings().weight.shape[0]
+        outside = [token_id for token_id in ids if not 0 <= token_id < size]
+        if outside:
+            raise InputError(f"Token id {outside[0]} is outside this model's vocabulary (0 to {size - 1:,}).")
+        return list(ids)
+
+    def _request(
+        self, messages: Sequence[Message], generation: GenerationConfig, forced: Sequence[int], chosen: list[Estimator]
+    ) -> tuple[Request, Prompt]:
+        signals = signals_for(chosen, self.engine.signals)
+        wanted, forced = generation.max_new_tokens + len(forced), tuple(forced)
+        needed = len(forced) if generation.max_new_tokens == 0 else None
+        prompt = build_prompt(messages, self.tokenizer, self.info.context_window, wanted, self.engine.tags, needed)
+        room = max(0, prompt.room - len(forced))  # what the context window leaves for new tokens
+        generation = replace(generation, max_new_tokens=min(generation.max_new_tokens, room))
+        return Request(prompt.ids, generation, forced, signals, prompt.open_tag), prompt
+
+    def _get_worker(self) -> Worker:
+        with self._lock:
+            if self._is_closed:
+                raise InputError("This model has been closed; load it again.")
+            if self._worker is None or self._worker_pid != os.getpid():  # threads do not survive a fork
+                self._worker, self._worker_pid = Worker(self.engine, self._max_waiting), os.getpid()
+            return self._worker
+
+    def _stream(
+        self,
+        request: Request,
+        prompt: Prompt,
+        chosen: list[Estimator],
+        stop: threading.Event | None,
+        on_queue: Callable[[int], None] | None,
+    ) -> Generator[ScoredToken, None, Answer]:
+        scorer = Scorer(chosen)
+        with closing(self._get_worker().stream(request, stop, on_queue)) as events:
+            for event in events:
+                if isinstance(event, FinishEvent):
+                    return self._finished(scorer, event, prompt)
+                yield from scorer.push(event)
+        raise AssertionError("a stream ends with its FinishEvent")
+
+    def _finished(self, scorer: Scorer, event: FinishEvent, prompt: Prompt) -> Answer:
+        risks, summaries = scorer.answer_scores()
+        return Answer(
+            text="".join(token.text for token in scorer.tokens),
+            tokens=tuple(scorer.tokens),
+            risks=risks,
+            summaries=summaries,
+            finish_reason=event.reason,
+            model=self.name,
+            prompt_tokens=len(prompt.ids),
+            dropped_messages=prompt.dropped_messages,
+            timings=event.timings,
+        )
+
+
+def drain(stream: Generator[ScoredToken, None, Answer]) -> Answer:
+    """Run a stream to its end; returns its `Answer`."""
+    while True:
+        try:
+            next(stream)
+        except StopIteration as end:
+            return end.value
+
+
+def _drain_into(results: list[Any], index: int, stream: Generator[ScoredToken, None, Answer]) -> None:
+    try:
+        results[index] = drain(stream)
+    except Exception as error:  # noqa: BLE001  handed to the caller's thread, which raises it
+        results[index] = error

@@ -1,0 +1,114 @@
+"""Token steps and estimators to scored tokens and answer scores. Knows no model, no thread and no interface."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+from uqchat.errors import InputError
+from uqchat.estimators.base import Estimator
+from uqchat.types import Risk, ScoredToken, Signals, Summary, TokenStep
+
+
+def signals_for(estimators: Iterable[Estimator], available: Signals) -> Signals:
+    """The union of what the estimators need.
+
+    Raises:
+        InputError: the source of steps lacks a signal; the text names estimator and signal.
+    """
+    needed = Signals()
+    for estimator in estimators:
+        missing = estimator.needs.missing(available)
+        if missing:
+            raise InputError(f"{estimator.label} cannot be used here: this model gives no {' and no '.join(missing)}.")
+        needed |= estimator.needs
+    return needed
+
+
+class Scorer:
+    """Runs the estimators over the steps of one answer and keeps the newest risks of every token."""
+
+    def __init__(self, estimators: Sequence[Estimator]) -> None:
+        self.estimators = estimators
+        self.tokens: list[ScoredToken] = []
+        self._states: list[Any] = [estimator.new_state() for estimator in estimators]
+
+    def push(self, step: TokenStep | ScoredToken) -> list[ScoredToken]:
+        """The new token, scored; before it, any earlier tokens whose risks this step has revised."""
+        revised: dict[int, dict[str, Risk]] = {}
+        for estimator, state in zip(self.estimators, self._states, strict=True):
+            for index, risk in estimator.score_token(step, state).items():
+                revised.setdefault(index, {})[estimator.name] = risk
+        self.tokens.append(as_scored(step, revised.pop(step.index, {})))
+        for index, risks in revised.items():
+            self.tokens[index] = replace(self.tokens[index], risks={**self.tokens[index].risks, **risks})
+        return [self.tokens[index] for index in sorted(revised)] + self.tokens[-1:]
+
+    def answer_scores(self) -> tuple[dict[str, Risk], dict[str, Summary]]:
+        """Per estimator: the answer's risk, and mean, max and sum of its raw scores."""
+        risks, summaries = {}, {}
+        for estimator, state in zip(self.estimators, self._states, strict=True):
+            own = estimator.score_answer(self.tokens, state)
+            found = own or mean_over_tokens(self.tokens, estimator.name)
+            if found is not None:
+                risks[estimator.name], summaries[estimator.name] = found
+        return risks, summaries
+
+
+def as_scored(step: TokenStep | ScoredToken, risks: dict[str, Risk]) -> ScoredToken:
+    """The step with the given risks."""
+    return ScoredToken(
+        index=step.index,
+        token_id=step.token_id,
+        text=step.text,
+        span=step.span,
+        logprob=step.logprob,
+        entropy=step.entropy,
+        alternatives=step.alternatives,
+        risks=risks,
+        is_reasoning=step.is_reasoning,
+        is_end=step.is_end,
+    )
+
+
+def mean_over_tokens(tokens: Sequence[ScoredToken], name: str) -> tuple[Risk, Summary] | None:
+    """Mean risk over the answer's tokens, end token and reasoning left out, and the summary of the raw scores.
+
+    An answer that has nothing else (say, only its end token) is judged by all its tokens; None if it has no token.
+    """
+    scored = [t for t in tokens if name in t.risks]
+    counted = [t.risks[name] for t in scored if not (t.is_end or t.is_reasoning)] or [t.risks[name] for t in scored]
+    if not counted:
+        return None
+    raws = [risk.raw for risk in counted]
+    scopes = {risk.calibration for risk in counted}
+    mean = Risk(fmean(r.value for r in counted), fmean(raws), scopes.pop() if len(scopes) == 1 else None)
+    return mean, Summary(mean.raw, max(raws), math.fsum(raws))
+
+
+def stream_scored(steps: Iterable[TokenStep], estimators: Sequence[Estimator]) -> Iterator[ScoredToken]:
+    """Scored tokens as the steps arrive; a token given again with the same index carries revised risks."""
+    scorer = Scorer(estimators)
+    for step in steps:
+        yield from scorer.push(step)
+
+
+def rescore(tokens: Sequence[ScoredToken], estimators: Sequence[Estimator]) -> list[ScoredToken]:
+    """Stored tokens under other estimators, without a model."""
+    scorer = Scorer(estimators)
+    for token in tokens:
+        scorer.push(token)
+    return scorer.tokens
+
+
+def answer_scores(
+    tokens: Sequence[ScoredToken], estimators: Sequence[Estimator]
+) -> tuple[dict[str, Risk], dict[str, Summary]]:
+    """Answer-level risk and summary per estimator of a finished answer's tokens."""
+    scorer = Scorer(estimators)
+    for token in tokens:
+        scorer.push(token)
+    return scorer.answer_scores()
