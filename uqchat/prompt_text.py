@@ -60,7 +60,7 @@ def messages_for_model(branch: Sequence[StoredMessage], system: str = "") -> lis
     is an answer without a question: many chat templates refuse turns that do not alternate.
     """
     turns: list[Message] = []
-    for message in branch:
+    for message in (message for message in branch if message.role != "system"):
         text = text_for_model(message)
         if turns and (turns[-1].role == message.role or not text):
             turns.pop()

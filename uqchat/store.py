@@ -25,6 +25,7 @@ from uqchat.store_records import (
     chat_info,
     check_label,
     clean_title,
+    message_row,
     storable,
     stored_messages,
 )
@@ -35,6 +36,7 @@ from uqchat.store_tables import (
     TokenRow,
     explain,
     is_memory,
+    new_id,
     open_database,
 )
 from uqchat.store_tree import activate, active_path, ancestors, versions_of
@@ -188,6 +190,27 @@ class Store:
             rows = _rows(session, chat_id)
             activate(chat, row, rows)
             return stored_messages(session, self._cache, [row], rows)[0]
+
+    def add_tree(self, user: str, title: str, messages: Sequence[StoredMessage], active_child: str | None) -> ChatInfo:
+        """A new chat with all these messages, their tokens and labels, under fresh ids; all of it or nothing.
+
+        A parent must come before its children. `active_child` is the first message of the active branch.
+        """
+        ids = {message.id: new_id() for message in messages}
+        with self._writing(user) as session:
+            chat = ChatRow(user=user, title=clean_title(title), active_child=ids.get(active_child))
+            session.add(chat)
+            session.flush()
+            for message in messages:
+                session.add(message_row(message, ids, chat.id, self._writer))
+                session.flush()  # one by one: the order of versions, and a parent before its children
+                if message.tokens:
+                    session.add(TokenRow(message_id=ids[message.id], data=encode_tokens(message.tokens)))
+                for label in message.labels:
+                    session.add(
+                        LabelRow(message_id=ids[message.id], is_error=label.is_error, start=label.start, end=label.end)
+                    )
+            return chat_info(chat, len(messages))
 
     def save_answer(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -46,7 +46,10 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class StoredMessage:
-    """A message as it is kept; versions are the messages with the same parent, `version` counts from 1."""
+    """A message as it is kept; versions are the messages with the same parent, `version` counts from 1.
+
+    `active_child` is the id of the message below it that was active last, None where the branch ends.
+    """
 
     id: str
     chat_id: str
@@ -64,6 +67,7 @@ class StoredMessage:
     labels: tuple[Label, ...]
     created_at: datetime
     is_example: bool
+    active_child: str | None = None
 
 
 def stored_messages(
@@ -118,6 +122,27 @@ def _stored_message(
         labels=labels,
         created_at=_time(row.created_at),
         is_example=row.is_example,
+        active_child=row.active_child,
+    )
+
+
+def message_row(message: StoredMessage, ids: Mapping[str, str], chat_id: str, writer: str) -> MessageRow:
+    """The row of a copy of this message in another chat; `ids` gives the copies' ids by the originals'."""
+    return MessageRow(
+        id=ids[message.id],
+        chat_id=chat_id,
+        parent_id=message.parent_id and ids[message.parent_id],
+        active_child=message.active_child and ids[message.active_child],
+        role=message.role,
+        text=storable(message.text),
+        status=message.status,
+        finish_reason=message.finish_reason,
+        error=message.error and storable(message.error),
+        model=storable(message.model),
+        dropped_messages=message.dropped_messages,
+        is_example=message.is_example,
+        created_at=message.created_at.timestamp(),
+        writer=writer,
     )
 
 
