@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("estimators", "estimators.*"),),
     (("engine", "engine.*"), ("features",), ("heads", "heads.*"), ("calibration",)),
     (
-        ("models", "sources", "catalogue", "embedded", "embedded_*", "loading", "placement", "weights", "int8"),
+        ("models", "hub", "sources", "catalogue", "embedded", "embedded_*", "loading", "placement", "weights", "int8"),
         ("grading",),
         ("metrics",),
     ),

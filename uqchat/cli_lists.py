@@ -15,8 +15,8 @@ GIGABYTE = 1e9
 
 def run_models(args: argparse.Namespace, out: TextIO) -> None:
     """List the models of the page's drop-down and every Hub model that is already on this disk."""
+    from uqchat.catalogue import known_models
     from uqchat.embedded import FOLDER_NAME, is_complete
-    from uqchat.models import known_models
 
     cached = cached_models()
     here = {entry["name"] for entry in cached}

@@ -90,9 +90,12 @@ def read_text(path: str) -> str:
 def load_language_model(args: argparse.Namespace) -> LanguageModel:
     """The model of the arguments, its progress on standard error."""
     config = app_config()
+    from transformers.utils import logging
+
     from uqchat.language_model import from_loaded
     from uqchat.models import load_model
 
+    logging.disable_progress_bar()  # ours is shown instead
     show = Progress()
     loaded = load_model(
         args.model or config.model,

@@ -1,0 +1,135 @@
+"""Draws the README's pictures: starts the app on a free port, asks the embedded model, photographs the page.
+
+Knows the page's element ids, nothing of its code. Run it with `make pictures`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURES = ROOT / "assets" / "pictures"
+QUESTION = "Who wrote Don Quixote, and in which century?"
+START_SECONDS = 180
+ANSWER_MILLISECONDS = 180_000
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture: file name, viewport in CSS pixels, colour scheme."""
+
+    name: str
+    width: int
+    height: int
+    scheme: str
+
+
+SHOTS = (
+    Shot("desktop-light", 1280, 800, "light"),
+    Shot("desktop-dark", 1280, 800, "dark"),
+    Shot("phone-light", 390, 844, "light"),
+    Shot("phone-dark", 390, 844, "dark"),
+)
+
+
+def main() -> None:
+    """Write every picture into the folder given by --out."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=PICTURES)
+    parser.add_argument("--question", default=QUESTION)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    with running_app() as url, sync_playwright() as playwright:
+        executable = os.environ.get("UQCHAT_CHROMIUM") or shutil.which("chromium")
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+        for shot in SHOTS:
+            path = args.out / f"{shot.name}.png"
+            take(browser, url, shot, args.question, path)
+            print(path)
+        browser.close()
+
+
+@contextmanager
+def running_app() -> Iterator[str]:
+    """The address of an app of our own, with a database of its own; it ends with the block."""
+    with tempfile.TemporaryDirectory() as data_dir, tempfile.TemporaryFile("w+") as log:
+        environment = os.environ | {
+            "UQCHAT_PORT": "0",
+            "UQCHAT_DATA_DIR": data_dir,
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "PYTHONUNBUFFERED": "1",
+        }
+        command = [sys.executable, str(ROOT / "app.py")]
+        app = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
+        try:
+            yield wait_for_url(app, log.fileno())
+        finally:
+            app.terminate()
+            app.wait(timeout=30)
+
+
+def wait_for_url(app: subprocess.Popen[bytes], log: int) -> str:
+    """The address the app prints when it listens. Exits with its output when it does not."""
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and app.poll() is None:
+        text = os.pread(log, 1 << 20, 0).decode(errors="replace")
+        if found := re.search(r"http://[\d.]+:\d+", text):
+            return found[0]
+        time.sleep(0.2)
+    sys.exit(f"The app did not start:\n{os.pread(log, 1 << 20, 0).decode(errors='replace')}")
+
+
+def take(browser: Browser, url: str, shot: Shot, question: str, path: Path) -> None:
+    """Ask as a new user and photograph the answer; on a wide screen with its riskiest token open."""
+    size = {"width": shot.width, "height": shot.height}
+    context = browser.new_context(viewport=size, color_scheme=shot.scheme, device_scale_factor=2)
+    page = context.new_page()
+    page.goto(f"{url}/?__theme={shot.scheme}")
+    ask(page, question)
+    if shot.width > 800:
+        open_riskiest_token(page)
+    page.screenshot(path=path, animations="disabled")
+    context.close()
+
+
+def ask(page: Page, question: str) -> None:
+    """Send the question once the model is ready, and wait for the whole answer."""
+    prompt = page.locator("#uq-prompt textarea")
+    expect(prompt).to_be_editable(timeout=ANSWER_MILLISECONDS)
+    before = page.locator("#uq-history .uq-t").count()
+    prompt.fill(question)
+    expect(page.locator("#uq-send")).to_be_enabled(timeout=ANSWER_MILLISECONDS)
+    prompt.press("Enter")
+    page.wait_for_function(
+        "before => document.querySelectorAll('#uq-history .uq-t').length > before"
+        " && !document.querySelector('#uq-live [aria-busy=true]')",
+        arg=before,
+        timeout=ANSWER_MILLISECONDS,
+    )
+
+
+def open_riskiest_token(page: Page) -> None:
+    """Click the first token of the highest bin in the newest answer."""
+    for level in (4, 3, 2, 1, 0):
+        tokens = page.locator(f"#uq-history .uq-t.uq-b{level}")
+        if tokens.count():
+            tokens.last.click()
+            expect(page.locator("#uq-inspector")).to_contain_text("%")
+            return
+
+
+if __name__ == "__main__":
+    main()
