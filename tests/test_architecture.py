@@ -20,9 +20,9 @@ from uqchat.paths import ROOT
 LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("app", "__main__", "cli", "cli_*"),),
     (("ui", "ui.*"),),
-    (("conversation", "answer_run", "prompt_text"),),
+    (("conversation", "answer_run", "prompt_text"), ("transfer", "transfer_*")),
     (
-        ("store", "store_*", "token_codec", "transfer", "transfer_*"),
+        ("store", "store_*", "token_codec"),
         ("host",),
         ("render", "render_*"),
         ("jobs", "jobs.*"),
