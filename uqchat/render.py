@@ -5,7 +5,7 @@ The parts live in the `render_*` files; this one is the name the rest of the pro
 """
 
 from uqchat.render_inspector import inspector_html, legend_html, token_sentence
-from uqchat.render_messages import chats_html, conversation_html, live_answer_html, welcome_html
+from uqchat.render_messages import conversation_html, live_answer_html, welcome_html
 from uqchat.render_strip import strip_figure
 from uqchat.render_text import encode, markdown_to_html, percent
 from uqchat.render_tokens import RiskView, answer_line, risk_bins, tokens_to_html
@@ -13,7 +13,6 @@ from uqchat.render_tokens import RiskView, answer_line, risk_bins, tokens_to_htm
 __all__ = [
     "RiskView",
     "answer_line",
-    "chats_html",
     "conversation_html",
     "encode",
     "inspector_html",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from uqchat.estimators import ESTIMATORS
 from uqchat.render_text import encode, percent, probability, quoted, visible_whitespace
-from uqchat.render_tokens import RiskView, Unit, risk_bins, units
+from uqchat.render_tokens import BIN_EDGES, RiskView, Unit, risk_bins, units
 from uqchat.types import Alternative, Risk, ScoredToken
 
 _NEARLY = 0.1  # a runner-up at least this likely was "nearly" written
-_WORDS = ("lowest", "low", "middle", "high", "highest")
+_FIFTHS = ("lowest", "second", "middle", "fourth", "highest")
 _EMPTY = (
     '<div class="uq-inspect uq-empty"><h2>Token</h2><p>Click a word of an answer, or press <kbd>Tab</kbd> until an '
     "answer is focused and walk with <kbd>←</kbd> <kbd>→</kbd>, then <kbd>Enter</kbd>.</p><p>Here you will see how "
@@ -140,7 +141,7 @@ def _alternative(other: Alternative, token: ScoredToken, message_id: str, can_co
     return (
         f'<li{chosen}><span class="uq-alt-text"><bdi>{text}</bdi></span>'
         f'<span class="uq-bar"><span style="width:{share * 100:.1f}%"></span></span>'
-        f'<span class="uq-share">{percent(share)}</span>{button or "<span></span>"}</li>'
+        f'<span class="uq-share">{encode(percent(share, is_short=True))}</span>{button or "<span></span>"}</li>'
     )
 
 
@@ -150,24 +151,29 @@ def _estimators(token: ScoredToken, view: RiskView, shown_bin: int | None) -> st
     if not token.risks:
         return ""
     rows = "".join(_estimator(name, risk, name == view.estimator) for name, risk in token.risks.items())
-    relative = ""
+    notes = []
     if view.scale == "relative" and shown_bin is not None:
-        relative = f'<p class="uq-note">Within this answer: {_WORDS[shown_bin]} fifth.</p>'
-    title = "Risk, by estimator"
-    return f'<section aria-label="{title}"><h3>{title}</h3><ul class="uq-views">{rows}</ul>{relative}</section>'
+        notes.append(f"Tinted by its place within this answer: {_FIFTHS[shown_bin]} fifth.")
+    if any(risk.calibration is None for risk in token.risks.values()):
+        notes.append("Not calibrated: higher is riskier, but no value is a chance of error.")
+    title, note = "Risk, by estimator", " ".join(notes)
+    return (
+        f'<section aria-label="{title}"><h3>{title}</h3><ul class="uq-views">{rows}</ul>'
+        f'<p class="uq-note">{note}</p></section>'
+    )
 
 
 def _estimator(name: str, risk: Risk, is_shown: bool) -> str:
     known = {estimator.name: estimator for estimator in ESTIMATORS}.get(name)
     value = min(1.0, max(0.0, risk.value)) if risk.value == risk.value else 0.0
-    number = min(4, sum(value >= edge for edge in (0.2, 0.4, 0.6, 0.8)))
-    scope = f"calibrated: {risk.calibration}" if risk.calibration else "not calibrated"
+    scope = f" · calibrated for {risk.calibration}" if risk.calibration else ""
     shown = ' class="uq-shown"' if is_shown else ""
+    fill = f"uq-bar uq-fill{bisect_right(BIN_EDGES, value)}"
     return (
         f'<li{shown}><span class="uq-view-name">{encode(known.label if known else name)}</span>'
-        f'<span class="uq-bar uq-fill{number}"><span style="width:{value * 100:.1f}%"></span></span>'
+        f'<span class="{fill}"><span style="width:{value * 100:.1f}%"></span></span>'
         f'<span class="uq-share">{value:.2f}</span>'
-        f'<span class="uq-raw">raw {risk.raw:.3g} {encode(known.unit if known else "")} · {encode(scope)}</span></li>'
+        f'<span class="uq-raw">{risk.raw:.3g} {encode((known.unit if known else "") + scope)}</span></li>'
     )
 
 

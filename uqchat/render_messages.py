@@ -37,13 +37,6 @@ class SnapshotLike(Protocol):
     error: str | None
 
 
-class ChatLike(Protocol):
-    """What drawing needs of a chat in the list."""
-
-    id: str
-    title: str
-
-
 def conversation_html(messages: Iterable[MessageLike], view: RiskView, is_busy: bool = False) -> str:
     """Finished messages in order; `is_busy` (an answer is under way) switches off what would start another."""
     return '<div class="uq-messages">' + "".join(_message(message, view, is_busy) for message in messages) + "</div>"
@@ -188,21 +181,3 @@ def welcome_html(groups: Mapping[str, Sequence[str]]) -> str:
         for title, questions in groups.items()
     )
     return f'<div class="uq-welcome"><h2>Ask something</h2><div class="uq-asks">{sections}</div></div>'
-
-
-def chats_html(chats: Iterable[ChatLike], current: str | None = None) -> str:
-    """The list of chats, the current one marked; its buttons send chat_open, chat_rename and chat_delete."""
-    rows = "".join(_chat(chat, chat.id == current) for chat in chats)
-    return f'<ul class="uq-chat-list">{rows}</ul>' if rows else '<p class="uq-note">No chats yet.</p>'
-
-
-def _chat(chat: ChatLike, is_current: bool) -> str:
-    title, chat_id = encode(chat.title), encode(chat.id)
-    icons = "".join(
-        f'<button type="button" class="uq-icon uq-i-{action}" data-action="{action}" data-chat="{chat_id}" '
-        f'aria-label="{word} {title}" title="{word}"></button>'
-        for action, word in (("chat_rename", "Rename"), ("chat_delete", "Delete"))
-    )
-    name = f'<button type="button" class="uq-chat-name" data-action="chat_open" data-chat="{chat_id}" title="{title}">'
-    current = ' aria-current="true"' if is_current else ""
-    return f"<li{current}>{name}<bdi>{title}</bdi></button>{icons}</li>"

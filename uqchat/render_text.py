@@ -51,14 +51,17 @@ def quoted(text: str) -> str:
     return f"“{text.strip() or visible_whitespace(text)}”"
 
 
-def percent(share: float) -> str:
-    """A share in [0, 1] as '31 %', with a decimal below 10 % and no false 0 or 100."""
-    if share >= 0.995:
-        number = "over 99" if share < 0.9995 else "100"
+def percent(share: float, is_short: bool = False) -> str:
+    """A share in [0, 1] as '31 %', with a decimal below 10 % and no false 0 or 100; `is_short` writes < and >."""
+    over, under = ("> ", "< ") if is_short else ("over ", "under ")
+    if share >= 0.9995:
+        number = "100"
+    elif share >= 0.995:
+        number = f"{over}99"
     elif share >= 0.0995:
         number = f"{share * 100:.0f}"
     else:
-        number = f"{share * 100:.1f}" if share >= 0.001 else "under 0.1"
+        number = f"{share * 100:.1f}" if share >= 0.001 else f"{under}0.1"
     return f"{number}{_NO_BREAK_SPACE}%"
 
 

@@ -105,8 +105,9 @@ def tokens_to_html(
 ) -> str:
     """The answer as HTML: tags stripped and references unescaped it is exactly the tokens' text (in mode 'risk').
 
-    Each unit is `<span class="uq-t uq-b3" data-i="12">`; reasoning is folded. While streaming, a longer answer's
-    HTML begins with the shorter one's (on the absolute scale), which keeps updates small: nothing is closed.
+    Each unit is `<span class="uq-t uq-b3" data-i="12">` with the spaces before its word left outside; reasoning is
+    folded. While streaming, a longer answer's HTML begins with the shorter one's (on the absolute scale), which keeps
+    updates small: nothing is closed.
     """
     pieces = units(tokens, view.estimator)
     bins = unit_bins(pieces, view)
@@ -130,9 +131,10 @@ def _span(unit: Unit, number: int | None, labels: Sequence[SpanLabel], is_first:
     for label in labels:
         if label.start < unit.span[1] and unit.span[0] < (label.end or 0):
             classes += " uq-marked-wrong" if label.is_error else " uq-marked-right"
-    return (
-        f'<span class="{classes}" data-i="{unit.index}" tabindex="{0 if is_first else -1}">{encode(unit.text)}</span>'
-    )
+    # A tint that starts with the word, not with the space before it, keeps lines even and words apart.
+    lead = len(unit.text) - len(unit.text.lstrip(" \n")) if unit.text.strip() else 0
+    opening = f'<span class="{classes}" data-i="{unit.index}" tabindex="{0 if is_first else -1}">'
+    return f"{encode(unit.text[:lead])}{opening}{encode(unit.text[lead:])}</span>"
 
 
 def _reasoning(
@@ -158,9 +160,7 @@ def answer_line(tokens: Sequence[ScoredToken], view: RiskView) -> str:
     if not total:
         return ""
     least = 3 if view.scale == "absolute" else 4
-    risky = [
-        (i, unit.text) for i, (unit, number) in enumerate(zip(pieces, bins, strict=True)) if (number or 0) >= least
-    ]
+    risky = [(i, unit) for i, (unit, number) in enumerate(zip(pieces, bins, strict=True)) if (number or 0) >= least]
     if not risky:
         return f"None of {plural(total, 'token')} stands out."
     verb = "stands" if len(risky) == 1 else "stand"
@@ -168,9 +168,15 @@ def answer_line(tokens: Sequence[ScoredToken], view: RiskView) -> str:
     return f"{len(risky)} of {plural(total, 'token')} {verb} out{where}: {_quote_runs(risky)}"
 
 
-def _quote_runs(risky: Sequence[tuple[int, str]]) -> str:
-    # Neighbours are quoted together: “Bishkek” reads better than “Bish”, “kek”.
-    runs = ["".join(text for _, (_, text) in run) for _, run in groupby(enumerate(risky), lambda p: p[1][0] - p[0])]
-    short = [run.strip() if len(run) <= _MAX_QUOTED_CHARS else run.strip()[:_MAX_QUOTED_CHARS] + "…" for run in runs]
-    shown = ", ".join(quoted(run or runs[i]) for i, run in enumerate(short[:_MAX_QUOTED]))
+def _quote_runs(risky: Sequence[tuple[int, Unit]]) -> str:
+    # Neighbours are quoted together: “Bishkek” reads better than “Bish”, “kek”. Of many, the riskiest are named.
+    grouped = groupby(enumerate(risky), lambda pair: pair[1][0] - pair[0])
+    runs = [[unit for _, (_, unit) in run] for _, run in grouped]
+    worst = sorted(range(len(runs)), key=lambda i: -max(unit.risk or 0.0 for unit in runs[i]))[:_MAX_QUOTED]
+    shown = ", ".join(quoted(_shortened("".join(unit.text for unit in runs[i]))) for i in sorted(worst))
     return f"{shown} …" if len(runs) > _MAX_QUOTED else f"{shown}."
+
+
+def _shortened(text: str) -> str:
+    bare = text.strip().strip(",.;:") or text
+    return bare if len(bare) <= _MAX_QUOTED_CHARS else bare[:_MAX_QUOTED_CHARS] + "…"
