@@ -143,7 +143,7 @@ class MessageRecord(_Record):
                 continue
             if label.start is None or label.end is None or not label.start < label.end <= len(self.text):
                 raise ValueError(
-                    f"a label covers [{label.start}, {label.end}) of a text of {len(self.text)} characters"
+                    f"a label covers [{label.start}, {label.end}) of {len(self.text)} characters"
                 )
         return self
 
