@@ -158,6 +158,7 @@ class _Download:
         self.done = sum(file.size for file in files if self._blob(file).exists())
         kept = sum(self._part(file).stat().st_size for file in files if self._part(file).exists())
         needed = self.total - self.done - kept
+        (self.storage / "blobs").mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.storage).free
         if needed and needed + ROOM > free:
             raise ModelError(
@@ -175,7 +176,6 @@ class _Download:
         blob, part = self._blob(file), self._part(file)
         if blob.exists():
             return
-        blob.parent.mkdir(parents=True, exist_ok=True)
         message = f"Waiting for another process that downloads {self.repo_id}"
         with exclusive(part.with_suffix(".lock"), self.reporter, "download", message):
             if blob.exists():
