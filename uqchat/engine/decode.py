@@ -112,7 +112,8 @@ class Engine:
         """Take a row out at once; what its text still held back comes out as events, then its end."""
         for row in self._rows():
             if row.key == key:
-                return self._finish(row, "cancelled")
+                with torch.inference_mode():
+                    return self._finish(row, "cancelled")
         return []
 
     def _rows(self) -> list[Row]:
@@ -141,7 +142,7 @@ class Engine:
         row = self._reading
         if row is None:
             return []
-        chunk = row.unread[:PREFILL_CHUNK]
+        chunk = row.unread[:PREFILL_CHUNK] if self.forward.is_chunkable else row.unread
         is_last = len(chunk) == len(row.unread)
         # Logits at a position predict the next id: those from the last prompt position on are wanted.
         wanted = min(len(chunk), len(row.request.forced_ids) - (len(row.unread) - len(chunk)) + 1)

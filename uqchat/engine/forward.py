@@ -6,6 +6,7 @@ Two ways, one interface: `BatchedForward` runs all decoding rows in one forward 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -18,6 +19,9 @@ from uqchat.engine.cache import Place, RowCache
 
 class Forward(Protocol):
     """Places 0..n-1 hold the decoding rows; the row being prefilled sits at place n."""
+
+    is_chunkable: bool
+    """Whether a prompt may be read in several calls."""
 
     def prefill(self, place: int, start: int, ids: Sequence[int], keep: int) -> torch.Tensor:
         """Run ids at positions start..; returns the last `keep` rows of logits, (keep, V)."""
@@ -46,6 +50,8 @@ def is_full_attention(model: PreTrainedModel) -> bool:
 
 class BatchedForward:
     """All decoding rows in one forward; base weights are read once per step."""
+
+    is_chunkable = True
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -103,20 +109,24 @@ class BatchedForward:
 class SequentialForward:
     """One row at a time with the model's own cache and masks: right for every causal model, slower for many rows."""
 
+    is_chunkable = False  # recurrent layers start a longer input from an empty state
+
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.caches: dict[int, object] = {}
+        self.caches: dict[int, DynamicCache] = {}
+        accepted = inspect.signature(model.forward).parameters
+        self._cache_name = "cache_params" if "cache_params" in accepted else "past_key_values"
+        self._can_keep = "logits_to_keep" in accepted
 
     def prefill(self, place: int, start: int, ids: Sequence[int], keep: int) -> torch.Tensor:
         """See `Forward.prefill`."""
-        if start == 0:
-            self.caches[place] = DynamicCache(config=self.model.config)
-        logits = self._run(place, torch.tensor([ids], device=self.model.device))
+        self.caches[place] = DynamicCache(config=self.model.config)
+        logits = self._run(place, torch.tensor([ids], device=self.model.device), keep)
         return logits[0, logits.shape[1] - keep :]
 
     def decode(self, lengths: Sequence[int], ids: torch.Tensor) -> torch.Tensor:
         """See `Forward.decode`."""
-        return torch.cat([self._run(place, ids[place, None, None])[:, -1] for place in range(len(lengths))])
+        return torch.cat([self._run(place, ids[place, None, None], 1)[:, -1] for place in range(len(lengths))])
 
     def move(self, source: int, target: int, length: int) -> None:
         """See `Forward.move`."""
@@ -126,5 +136,6 @@ class SequentialForward:
         """See `Forward.release`."""
         self.caches.clear()
 
-    def _run(self, place: int, input_ids: torch.Tensor) -> torch.Tensor:
-        return self.model(input_ids=input_ids, past_key_values=self.caches[place], use_cache=True).logits
+    def _run(self, place: int, input_ids: torch.Tensor, keep: int) -> torch.Tensor:
+        options = {self._cache_name: self.caches[place]} | ({"logits_to_keep": keep} if self._can_keep else {})
+        return self.model(input_ids=input_ids, use_cache=True, **options).logits
