@@ -39,6 +39,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("metrics",),
     ),
     (("config",), ("types",)),
+    (("ports",),),
     (("errors",), ("paths",)),
 )
 HARD_LIMIT = 400  # lines

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, TextIO
 
-from uqchat.cli_model import app_config
+from uqchat.config import read_config
 
 GIGABYTE = 1e9
 
@@ -20,7 +20,7 @@ def run_models(args: argparse.Namespace, out: TextIO) -> None:
 
     cached = cached_models()
     here = {entry["name"] for entry in cached}
-    if is_complete(app_config().cache_dir / FOLDER_NAME):
+    if is_complete(read_config().cache_dir / FOLDER_NAME):
         here.add("embedded")
     known = [{**asdict(choice), "is_here": choice.name in here} for choice in known_models()]
     if args.json:

@@ -8,25 +8,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
-from uqchat.config import GENERATION_FIELDS, AppConfig, GenerationConfig
+from uqchat.config import GENERATION_FIELDS, GenerationConfig, read_config
 from uqchat.errors import InputError
 from uqchat.types import Message, as_messages
 
 if TYPE_CHECKING:
     from uqchat.language_model import LanguageModel
     from uqchat.models import LoadProgress
-
-
-def app_config() -> AppConfig:
-    """The app's settings. Raises InputError on a UQCHAT_ variable that has no allowed value."""
-    try:
-        return AppConfig()
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = f"UQCHAT_{'_'.join(map(str, first['loc'])).upper()}"
-        raise InputError(f"{name} = {first['input']!r} is not allowed: {first['msg']}.") from error
 
 
 def generation_of(args: argparse.Namespace) -> GenerationConfig:
@@ -89,7 +77,7 @@ def read_text(path: str) -> str:
 
 def load_language_model(args: argparse.Namespace) -> LanguageModel:
     """The model of the arguments, its progress on standard error."""
-    config = app_config()
+    config = read_config()
     from transformers.utils import logging
 
     from uqchat.language_model import from_loaded

@@ -7,7 +7,7 @@ import secrets
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from uqchat.errors import InputError
@@ -126,3 +126,13 @@ class AppConfig(BaseSettings):
         if any(not name or not password for name, _, password in pairs):
             raise InputError("UQCHAT_AUTH must look like name:password,name:password.")
         return [(name, password) for name, _, password in pairs]
+
+
+def read_config() -> AppConfig:
+    """The settings of this process. Raises InputError that names the variable whose value is not allowed."""
+    try:
+        return AppConfig()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = f"UQCHAT_{'_'.join(map(str, first['loc'])).upper()}"
+        raise InputError(f"{name} = {first['input']!r} is not allowed: {first['msg']}.") from error
