@@ -8,7 +8,9 @@
   const bound = []; // {element, trigger}; elements that left the page are dropped
   const opened = new Map(); // data-key of a folded reasoning -> whether the person opened it
   let chosen = null; // {message, index} of the token shown in the inspector
-  let announced = null; // the answer line spoken last
+  let inspected = ""; // the token whose inspector was scrolled to its top
+  let announced = null; // the newest answer in the history
+  let awaited = null; // the answer that was drawn live last
 
   const q = (selector, root = document) => root.querySelector(selector);
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
@@ -280,10 +282,7 @@
   const scrollers = new WeakMap(); // element -> {stick, height}
 
   function scrollerOf(element) {
-    for (let one = element; one; one = one.parentElement) {
-      if (/auto|scroll/.test(getComputedStyle(one).overflowY)) return one;
-    }
-    return null;
+    return element.closest(".uq-scroll");
   }
 
   function watchScroll(scroller) {
@@ -318,11 +317,12 @@
       if (wanted !== undefined && folded.open !== wanted) folded.open = wanted;
     }
     showChosen();
-    const scroller = scrollerOf(element);
+    const scroller = element.closest("#uq-history, #uq-live") && scrollerOf(element);
     if (scroller) {
       watchScroll(scroller);
       follow(scroller);
     }
+    showFromTop(element);
     announceEnd(element);
   }
 
@@ -335,41 +335,28 @@
     voice.textContent = text;
   }
 
+  function showFromTop(element) {
+    const opened = q(".uq-inspect[data-i]", element);
+    const key = opened ? `${opened.dataset.m}:${opened.dataset.i}` : "";
+    if (key === inspected || !element.closest(".uq-inspector")) return;
+    inspected = key;
+    const column = element.closest(".uq-inspector");
+    column.scrollTop = 0;
+  }
+
   function announceEnd(element) {
+    const live = q(".uq-live[data-m]", element);
+    if (live) awaited = live.dataset.m;
     if (!element.closest("#uq-history")) return;
-    const lines = all(".uq-answer", element);
-    const last = lines[lines.length - 1];
-    const key = last ? last.dataset.m + (q(".uq-line", last)?.textContent || "") : "";
-    if (announced !== null && key && key !== announced) say(`Answer finished. ${q(".uq-line", last)?.textContent || ""}`);
+    const last = all(".uq-answer", element).pop();
+    const key = last ? last.dataset.m : "";
+    if (announced === key) return;
+    // Another chat brings another answer too; only one that was just drawn live has been awaited.
+    if (key && key === awaited) say(`Answer finished. ${q(".uq-line", last)?.textContent || ""}`);
     announced = key;
   }
 
   // ---- keys of the whole page
-
-  const HELP = [
-    ["Enter", "send"], ["Shift + Enter", "new line"], ["Esc", "stop the answer, or close the token"],
-    ["/", "write a question"], ["← → ↑ ↓", "walk through the tokens of an answer"], ["Enter or Space", "open the token"],
-    ["Select text", "mark it right or wrong"], ["?", "this list"],
-  ];
-  const help = document.createElement("dialog");
-  help.className = "uq-help";
-  help.setAttribute("aria-label", "Keyboard shortcuts");
-
-  function buildHelp() {
-    const title = document.createElement("h2");
-    title.textContent = "Keyboard";
-    const list = document.createElement("dl");
-    for (const [keys, meaning] of HELP) {
-      const key = document.createElement("dt");
-      key.textContent = keys;
-      const what = document.createElement("dd");
-      what.textContent = meaning;
-      list.append(key, what);
-    }
-    const close = labelledButton("Close", "button", "uq-button");
-    close.addEventListener("click", () => help.close());
-    help.append(title, list, close);
-  }
 
   function onKey(event) {
     if (event.defaultPrevented || event.isComposing) return;
@@ -381,20 +368,19 @@
     else if (event.key === "/") {
       event.preventDefault();
       q("#uq-composer textarea, textarea#uq-composer")?.focus();
-    } else if (event.key === "?") toggleHelp();
+    } else if (event.key === "?") showHelp();
   }
 
   function onEscape() {
-    if (help.open) return;
     const busy = q('[aria-busy="true"].uq-live');
     if (busy) send({ action: "stop", message: busy.dataset.m }, busy);
     else if (document.body.dataset.uqDrawer) delete document.body.dataset.uqDrawer;
     else if (chosen || document.body.dataset.uqSheet) closeInspector();
   }
 
-  function toggleHelp() {
-    if (help.open) help.close();
-    else help.showModal();
+  function showHelp() {
+    all('#uq-tabs [role="tab"]').find((tab) => tab.textContent.trim() === "Help")?.click();
+    document.body.dataset.uqSheet = "open";
   }
 
   function onPageClick(event) {
@@ -403,12 +389,10 @@
       if (document.body.dataset.uqDrawer) delete document.body.dataset.uqDrawer;
       else document.body.dataset.uqDrawer = "open";
     } else if (document.body.dataset.uqDrawer && !inside(".uq-chats")) delete document.body.dataset.uqDrawer;
-    if (inside(".uq-toggle-help")) toggleHelp();
   }
 
   function startPage() {
-    buildHelp();
-    document.body.append(marker, voice, help);
+    document.body.append(marker, voice);
     document.addEventListener("keydown", onKey);
     document.addEventListener("click", onPageClick);
     document.addEventListener("selectionchange", onSelection);

@@ -112,7 +112,7 @@ def tokens_to_html(
     pieces = units(tokens, view.estimator)
     bins = unit_bins(pieces, view)
     spans = [label for label in labels if label.start is not None]
-    first = next((unit.index for unit in pieces if not unit.is_reasoning), None)
+    first = next((unit.index for unit in pieces if not unit.is_reasoning and unit.text.strip()), None)
     parts = [f'<div class="uq-text" dir="auto" data-m="{encode(message_id)}">']
     for is_reasoning, run in groupby(zip(pieces, bins, strict=True), key=lambda pair: pair[0].is_reasoning):
         group = list(run)
@@ -122,7 +122,8 @@ def tokens_to_html(
         elif view.mode == "markdown":
             parts.append(f'<div class="uq-md">{markdown_to_html("".join(unit.text for unit, _ in group))}</div>')
         else:
-            parts += [_span(unit, number, spans, unit.index == first) for unit, number in group]
+            gap, group = _leading_gap(group) if len(parts) > 1 else ("", group)
+            parts += [gap, *(_span(unit, number, spans, unit.index == first) for unit, number in group)]
     return "".join(parts) + ("" if is_streaming else "</div>")
 
 
@@ -135,6 +136,13 @@ def _span(unit: Unit, number: int | None, labels: Sequence[SpanLabel], is_first:
     lead = len(unit.text) - len(unit.text.lstrip(" \n")) if unit.text.strip() else 0
     opening = f'<span class="{classes}" data-i="{unit.index}" tabindex="{0 if is_first else -1}">'
     return f"{encode(unit.text[:lead])}{opening}{encode(unit.text[lead:])}</span>"
+
+
+def _leading_gap(group: list[tuple[Unit, int | None]]) -> tuple[str, list[tuple[Unit, int | None]]]:
+    # Models leave empty lines between reasoning and answer. They stay in the text, but take no room on the page.
+    blank = next((i for i, (unit, _) in enumerate(group) if unit.text.strip()), len(group))
+    text = "".join(unit.text for unit, _ in group[:blank])
+    return (f'<span class="uq-gap">{encode(text)}</span>' if text else ""), group[blank:]
 
 
 def _reasoning(
