@@ -162,9 +162,9 @@ class ModelHost:
         if self._job is not None or self._model is None:
             raise BusyError(f"{self._status.message} Please ask again when a model is ready.")
         if self._admitted_count > self._config.max_queue:
-            raise BusyError(
-                f"{self._config.max_queue} requests are waiting for the model already. Please try again in a moment."
-            )
+            waiting = self._admitted_count - 1
+            count = "1 request is" if waiting == 1 else f"{waiting} requests are"
+            raise BusyError(f"{count} waiting for the model already. Please try again in a moment.")
         return self._model
 
     def _require_switching(self) -> None:
