@@ -158,7 +158,7 @@ class ScriptedLanguageModel:
                 reason = "length"
                 break
             token = replace(token, risks={name: token.risks[name] for name in request.estimators})
-            done.append(token)
+            done[token.index :] = [token, *done[token.index + 1 :]]  # an index again is a revision
             yield token
         return scripted_answer(done, request.estimators, reason, self.name)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import signal
 import sqlite3
 import subprocess
@@ -31,6 +30,14 @@ TEXT = "Paris is the capital."
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     """One in memory, one in a file."""
     opened = Store("sqlite://" if request.param == "memory" else f"sqlite:///{tmp_path / 'sub folder' / 'chats.db'}")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def memory() -> Iterator[Store]:
+    """Only the one in memory, for what does not depend on the kind of database."""
+    opened = Store("sqlite://")
     yield opened
     opened.close()
 
@@ -154,10 +161,10 @@ def test_labels_are_kept_replaced_and_taken_away(store: Store) -> None:
 
 
 @pytest.mark.parametrize("span", [(-1, 3), (3, 3), (5, 2), (0, len(TEXT) + 1), (None, 3), (0, None)])
-def test_a_label_outside_the_text_is_refused(store: Store, span: tuple[int | None, int | None]) -> None:
-    _, _, answer = ask(store)
+def test_a_label_outside_the_text_is_refused(memory: Store, span: tuple[int | None, int | None]) -> None:
+    _, _, answer = ask(memory)
     with pytest.raises(InputError, match="at least one character"):
-        store.set_label("ann", answer, True, *span)
+        memory.set_label("ann", answer, True, *span)
 
 
 def test_only_a_finished_answer_can_be_labelled(store: Store) -> None:
@@ -192,34 +199,34 @@ def test_every_public_method_is_covered_by_the_test_of_rights() -> None:
 
 
 @pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("user", ["bob", "ANN", "ann ", "%", "' OR 1=1 --", ""])
-def test_another_users_id_is_unknown_and_changes_nothing(store: Store, name: str, user: str) -> None:
-    chat_id, _, answer = ask(store)
-    before = (store.get_chat("ann", chat_id), store.all_messages("ann", chat_id))
+@pytest.mark.parametrize("user", ["bob", "ANN", "%", ""])
+def test_another_users_id_is_unknown_and_changes_nothing(memory: Store, name: str, user: str) -> None:
+    chat_id, _, answer = ask(memory)
+    before = (memory.get_chat("ann", chat_id), memory.all_messages("ann", chat_id))
     with pytest.raises(StoreError):
-        CALLS[name](store, user, chat_id, answer)
-    assert (store.get_chat("ann", chat_id), store.all_messages("ann", chat_id)) == before
+        CALLS[name](memory, user, chat_id, answer)
+    assert (memory.get_chat("ann", chat_id), memory.all_messages("ann", chat_id)) == before
 
 
-def test_a_list_holds_only_the_users_own_chats(store: Store) -> None:
-    ask(store, "ann", question="secret")
-    ask(store, "bob", question="other")
-    assert [chat.message_count for chat in store.list_chats("bob")] == [2]
-    assert store.list_chats("bob", "secret") == []
+def test_a_list_holds_only_the_users_own_chats(memory: Store) -> None:
+    ask(memory, "ann", question="secret")
+    ask(memory, "bob", question="other")
+    assert [chat.message_count for chat in memory.list_chats("bob")] == [2]
+    assert memory.list_chats("bob", "secret") == []
     with pytest.raises(StoreError, match="another chat|does not exist"):
-        store.add_message(
-            "bob", store.list_chats("bob")[0].id, store.path("ann", store.list_chats("ann")[0].id)[0].id, "user", "x"
+        memory.add_message(
+            "bob", memory.list_chats("bob")[0].id, memory.path("ann", memory.list_chats("ann")[0].id)[0].id, "user", "x"
         )
 
 
 @pytest.mark.parametrize(
     "text", ["100 %", "a_b", "back\\slash", "sl/ash", "it's", '"', "[x]", "ПРИВЕТ", "Straße", "日本"]
 )
-def test_search_takes_every_character_literally(store: Store, text: str) -> None:
-    wanted, _, _ = ask(store, question=f"before {text} after")
-    ask(store, question="100 and axb, backslash, slash, its, x")
+def test_search_takes_every_character_literally(memory: Store, text: str) -> None:
+    wanted, _, _ = ask(memory, question=f"before {text} after")
+    ask(memory, question="100 and axb, backslash, slash, its, x")
     for search in (text, text.lower(), f" {text} "):
-        assert [chat.id for chat in store.list_chats("ann", search)] == [wanted]
+        assert [chat.id for chat in memory.list_chats("ann", search)] == [wanted]
 
 
 def test_search_finds_titles_answers_and_inactive_versions(store: Store) -> None:
@@ -250,14 +257,14 @@ def test_the_last_used_chat_comes_first(store: Store) -> None:
         ("👩‍👧 family", "👩‍👧 family"),
     ],
 )
-def test_hostile_titles_become_one_harmless_line(store: Store, title: str, kept: str) -> None:
-    assert store.rename_chat("ann", store.create_chat("ann").id, title).title == kept
+def test_hostile_titles_become_one_harmless_line(memory: Store, title: str, kept: str) -> None:
+    assert memory.rename_chat("ann", memory.create_chat("ann").id, title).title == kept
 
 
 @pytest.mark.parametrize("title", ["", " \n", "\x00\x07"[1:], "\u202e"])
-def test_a_title_without_a_visible_character_is_refused(store: Store, title: str) -> None:
+def test_a_title_without_a_visible_character_is_refused(memory: Store, title: str) -> None:
     with pytest.raises(InputError, match="visible"):
-        store.create_chat("ann", title)
+        memory.create_chat("ann", title)
 
 
 def test_text_that_no_database_keeps_is_replaced_and_spans_stay(store: Store) -> None:
@@ -390,15 +397,14 @@ def test_a_full_database_says_so_and_what_is_saved_stays(tmp_path: Path) -> None
     assert texts(store, chat_id) == ["Capital?", TEXT]
 
 
-def test_a_read_only_database_can_be_read_and_says_why_not_written(tmp_path: Path) -> None:
-    path = tmp_path / "chats.db"
-    store = Store(f"sqlite:///{path}")
+def test_a_read_only_database_can_be_read_and_says_why_it_is_not_written(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'chats.db'}")
     chat_id, _, _ = ask(store)
     with store._engine.connect() as connection:
-        connection.exec_driver_sql("PRAGMA query_only = ON")
-        with pytest.raises(StoreError, match="may only be read"):
-            store._engine.pool.dispose()
-            Store(f"sqlite:///file:{path}?mode=ro&uri=true").create_chat("ann")
+        connection.exec_driver_sql("PRAGMA query_only = ON")  # a file's mode would not stop root
+    with pytest.raises(StoreError, match="may only be read"):
+        ask(store, chat_id=chat_id)
+    assert texts(store, chat_id) == ["Capital?", TEXT]
 
 
 def test_a_locked_database_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -443,4 +449,4 @@ def test_a_store_in_memory_is_one_for_all_threads() -> None:
     thread = threading.Thread(target=lambda: seen.append(store.get_chat("ann", chat).id))
     thread.start()
     wait_until(lambda: bool(seen))
-    assert seen == [chat] and os.getpid()
+    assert seen == [chat]
