@@ -1,0 +1,84 @@
+// What belongs to the page around the chat: renaming in the list, the panel on narrow screens, downloads, a shortcut.
+// It presses the buttons that uqchat.js listens to and never builds HTML from text.
+(function () {
+  "use strict";
+  if (window.uqchatPage) return;
+  const q = (selector, root = document) => root.querySelector(selector);
+
+  function rename(button) {
+    const row = button.closest("li");
+    if (q("form", row)) return;
+    const form = document.createElement("form");
+    const field = document.createElement("input");
+    const save = document.createElement("button");
+    form.className = "uq-rename";
+    field.value = button.dataset.title;
+    field.setAttribute("aria-label", "Title of the chat");
+    save.type = "button";
+    save.hidden = true;
+    save.dataset.action = "chat_rename";
+    save.dataset.chat = button.dataset.rename;
+    form.append(field, save);
+    row.append(form);
+    let isDone = false;
+    const end = (isSaved) => {
+      if (isDone) return;
+      isDone = true;
+      save.dataset.text = field.value;
+      if (isSaved && field.value.trim() && field.value !== button.dataset.title) save.click();
+      form.remove();
+      button.focus();
+    };
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      end(true);
+    });
+    field.addEventListener("keydown", (event) => {
+      event.stopPropagation();
+      if (event.key === "Escape") end(false);
+    });
+    field.addEventListener("blur", () => end(true));
+    field.select();
+    field.focus();
+  }
+
+  function onClick(event) {
+    const button = event.target.closest?.("[data-rename]");
+    if (button) rename(button);
+    if (event.target.closest?.(".uq-toggle-panel")) {
+      if (document.body.dataset.uqSheet) delete document.body.dataset.uqSheet;
+      else document.body.dataset.uqSheet = "open";
+    } else if (event.target.closest?.("#uq-new, .uq-chat-name")) delete document.body.dataset.uqDrawer;
+  }
+
+  function onKey(event) {
+    if (event.altKey && !event.ctrlKey && !event.metaKey && event.code === "KeyN") {
+      event.preventDefault();
+      q("#uq-new")?.click();
+      q("#uq-prompt textarea")?.focus();
+    }
+  }
+
+  // The link appears when the page has taken in the server's answer.
+  function download(tries = 40) {
+    const link = q("#uq-download a[href], a#uq-download[href]");
+    const target = link || q("#uq-download button, button#uq-download");
+    if (target && (link || tries < 38)) target.click();
+    else if (tries) setTimeout(() => download(tries - 1), 50);
+  }
+
+  function toBottom() {
+    const history = q("#uq-history");
+    if (history) window.uqchat?.toBottom(history);
+  }
+
+  // On a phone the focus would bring up the keyboard and hide the example.
+  function begin() {
+    toBottom();
+    if (matchMedia("(pointer: fine)").matches && document.activeElement === document.body) q("#uq-prompt textarea")?.focus();
+  }
+
+  document.addEventListener("click", onClick);
+  document.addEventListener("keydown", onKey);
+  window.uqchatPage = { begin, download, toBottom };
+})();

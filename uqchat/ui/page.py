@@ -1,0 +1,126 @@
+"""The page put together: which event calls which handler. Knows neither how things look nor how they are done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+from gradio.events import Dependency
+
+from uqchat.catalogue import known_models
+from uqchat.ui.answer_api import make_answer_endpoint
+from uqchat.ui.chat import ChatHandlers
+from uqchat.ui.chats import ChatsHandlers
+from uqchat.ui.layout import Widgets, build_layout
+from uqchat.ui.screen import Screen
+from uqchat.ui.services import Services
+from uqchat.ui.views import ModelHandlers, ViewHandlers
+
+_PRESS_DOWNLOAD = "() => window.uqchatPage.download()"
+_TO_BOTTOM = "() => window.uqchatPage.toBottom()"
+_BEGIN = "() => window.uqchatPage.begin()"
+_CACHE_CHECK_S, _CACHE_AGE_S = 3600, 3600  # exported files are erased after an hour
+
+
+@dataclass(frozen=True)
+class Page:
+    """The built page and its parts, so that tests can call the handlers."""
+
+    blocks: gr.Blocks
+    widgets: Widgets
+    chat: ChatHandlers
+    chats: ChatsHandlers
+    views: ViewHandlers
+    models: ModelHandlers
+
+
+def build_page(services: Services) -> Page:
+    """All components and events."""
+    models = [(f"{one.label} ({one.size_gb:g} GB)", one.name) for one in known_models()]
+    with gr.Blocks(
+        title="uqchat",
+        analytics_enabled=False,
+        fill_width=True,
+        fill_height=True,
+        delete_cache=(_CACHE_CHECK_S, _CACHE_AGE_S),
+    ) as blocks:
+        widgets = build_layout(services.config, models)
+        screen = Screen(services, widgets)
+        views = ViewHandlers(services, widgets, screen)
+        page = Page(
+            blocks,
+            widgets,
+            ChatHandlers(services, widgets, screen),
+            ChatsHandlers(services, widgets, screen),
+            views,
+            ModelHandlers(services, widgets, views),
+        )
+        _connect_chat(page)
+        _connect_chats(page)
+        _connect_views(page)
+        gr.api(make_answer_endpoint(services.host, services.config), api_name="answer", concurrency_limit=None)
+    blocks.queue(max_size=None, default_concurrency_limit=None)
+    return page
+
+
+def _on(
+    event: Callable[..., Dependency],
+    handler: Callable[..., Any] | None,
+    inputs: Sequence[Component] = (),
+    outputs: Sequence[Component] = (),
+    **options: Any,
+) -> Dependency:
+    """One event of the page. Its handlers only wait or read the store, so none of them queues behind another."""
+    options = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None, **options}
+    return event(handler, list(inputs), list(outputs), **options)
+
+
+def _connect_chat(page: Page) -> None:
+    w, chat = page.widgets, page.chat
+    settings = w.settings.inputs()
+    conversation = [w.history, w.live, w.questions, w.send, w.stop, w.undo, w.chart, w.overview]
+    begun = [*conversation, w.chats, w.inspector, w.tabs, w.ticket, w.last_chat]
+    for event in (w.prompt.submit, w.send.click):
+        asked = _on(event, chat.respond, [w.user, w.prompt, *settings], [*begun, w.prompt])
+        _on(asked.success, None, js=_TO_BOTTOM)
+    for part in (w.history, w.live, w.questions, w.inspector):
+        _on(part.select, chat.on_select, [w.user, *settings], begun, trigger_mode="multiple")
+    followed = _on(w.ticket.change, chat.follow, [w.ticket], [w.live], trigger_mode="multiple")
+    _on(followed.then, chat.finish, [w.user, w.ticket], [*conversation, w.chats, w.inspector])
+    _on(w.stop.click, chat.on_stop, [w.user])
+    _on(w.undo.click, chat.on_undo, [w.user], [*conversation, w.inspector, w.prompt])
+
+
+def _connect_chats(page: Page) -> None:
+    w, chats = page.widgets, page.chats
+    everything = [
+        *(w.history, w.live, w.questions, w.send, w.stop, w.undo, w.chart, w.overview),
+        *(w.chats, w.inspector, w.legend, w.ticket, w.last_chat),
+    ]
+    opened = _on(page.blocks.load, chats.on_load, [w.user, w.last_chat, *w.view()], [*everything, w.user])
+    _on(opened.then, None, js=_BEGIN)
+    page.blocks.unload(chats.on_unload)
+    _on(w.new_chat.click, chats.on_new_chat, [w.user], everything)
+    _on(w.search.change, chats.on_search, [w.user, w.search], [w.chats], trigger_mode="always_last")
+    _on(w.chats.select, chats.on_select, [w.user], everything).then(None, js=_TO_BOTTOM)
+    _on(w.upload.upload, chats.on_upload, [w.user, w.upload], everything)
+    for button in w.exports:
+        exported = _on(button.click, chats.on_export, [w.user, button], [w.download])
+        _on(exported.success, None, js=_PRESS_DOWNLOAD)
+
+
+def _connect_views(page: Page) -> None:
+    w, views, models = page.widgets, page.views, page.models
+    drawn = [w.history, w.live, w.questions, w.send, w.stop, w.undo, w.chart, w.overview, w.inspector, w.legend]
+    for control in w.view():
+        _on(control.change, views.on_view, [w.user, *w.view()], drawn, trigger_mode="always_last")
+    state = [w.status, w.clock, w.panel.status, w.panel.load, w.panel.cancel, w.panel.unload]
+    _on(page.blocks.load, views.on_clock, outputs=state)
+    _on(w.clock.tick, views.on_clock, outputs=state)
+    inputs = [w.panel.name, w.panel.dtype, w.panel.quantization, w.panel.token]
+    _on(w.panel.load.click, models.on_load_model, inputs, [*state, w.panel.token])
+    _on(w.panel.cancel.click, models.on_cancel_load, outputs=state)
+    _on(w.panel.unload.click, models.on_unload_model, outputs=state)
