@@ -306,16 +306,40 @@ def test_the_embedded_model_answers_from_the_shell() -> None:
 @pytest.mark.model
 def test_scoring_the_models_own_answer_gives_its_own_risks() -> None:
     options = ("--dtype", "float32", "--json")
-    answered = json.loads(
-        run_shell("answer", "What is the capital of Italy?", "--max-new-tokens", "8", *options).stdout
-    )
-    done = run_shell("score", "What is the capital of Italy?", "--answer", answered["text"], *options)
+    question = "What is the capital of France?"
+    answered = json.loads(run_shell("answer", question, *options).stdout)
+    done = run_shell("score", question, "--answer", answered["text"], *options)
     scored = json.loads(done.stdout)
     assert scored["text"] == answered["text"]
-    ids = [token["token_id"] for token in answered["tokens"]]
-    assert [token["token_id"] for token in scored["tokens"]][: len(ids)] == ids
-    for mine, theirs in zip(scored["tokens"], answered["tokens"], strict=False):
+    given = [token for token in answered["tokens"] if token["text"]]  # a given text has no end token
+    for mine, theirs in zip(scored["tokens"], given, strict=True):
+        assert mine["token_id"] == theirs["token_id"]
         assert mine["logprob"] == pytest.approx(theirs["logprob"], abs=1e-4)
+
+
+@pytest.mark.model
+def test_a_reader_that_leaves_a_pipe_early_ends_the_answer_quietly() -> None:
+    command = [sys.executable, "-m", "uqchat", "answer", "Tell me a very long story.", "--max-new-tokens", "2000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        process.stdout.read(10)
+        process.stdout.close()
+        err = process.stderr.read().decode()
+    assert process.returncode == 141, err
+    assert "Traceback" not in err and "terminate" not in err
+
+
+@pytest.mark.model
+def test_ctrl_c_during_a_real_answer_leaves_the_partial_text() -> None:
+    command = [sys.executable, "-m", "uqchat", "answer", "Tell me a very long story.", "--max-new-tokens", "2000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        start = process.stdout.read(10)
+        process.send_signal(signal.SIGINT)
+        rest, err = process.communicate()
+    assert process.returncode == 130, err
+    assert start + rest
+    assert b"Traceback" not in err and b"terminate" not in err
 
 
 @pytest.mark.model

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Generator
+from contextlib import closing
 from typing import TextIO
 
 from uqchat.cli_model import estimators_of, generation_of, load_language_model, messages_of, read_text
@@ -16,9 +17,9 @@ from uqchat.types import Answer, ScoredToken
 def run_answer(args: argparse.Namespace, out: TextIO) -> None:
     """Answer one conversation; tokens stream unless --json is given."""
     messages, generation, estimators = messages_of(args), generation_of(args), estimators_of(args)
-    model = load_language_model(args)
-    stream = model.stream(messages, estimators, generation)
-    answer = drain(stream, None if args.json else TokenWriter(out, estimators[0]))
+    with closing(load_language_model(args)) as model:  # its thread must not outlive the interpreter
+        stream = model.stream(messages, estimators, generation)
+        answer = drain(stream, None if args.json else TokenWriter(out, estimators[0]))
     _finish(answer, args.json, out)
 
 
@@ -26,7 +27,8 @@ def run_score(args: argparse.Namespace, out: TextIO) -> None:
     """Score the given answer; one newline at the end of a file is left out, since editors add it."""
     text = read_text(args.answer[1:]).removesuffix("\n") if args.answer.startswith("@") else args.answer
     messages, estimators = messages_of(args), estimators_of(args)
-    answer = load_language_model(args).score(messages, text, estimators)
+    with closing(load_language_model(args)) as model:
+        answer = model.score(messages, text, estimators)
     if not args.json:
         writer = TokenWriter(out, estimators[0])
         for token in answer.tokens:

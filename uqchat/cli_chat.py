@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -41,9 +41,9 @@ def run_chat(args: argparse.Namespace, out: TextIO) -> None:
         import readline  # noqa: F401  (line editing and history for input(); not built into every Python)
     except ImportError:
         pass
-    model = load_language_model(args)
-    print(f"{model.name} is ready. /help lists the commands.", file=sys.stderr)
-    TerminalChat(model, out, names, chosen, generation, args.system).run()
+    with closing(load_language_model(args)) as model:
+        print(f"{model.name} is ready. /help lists the commands.", file=sys.stderr)
+        TerminalChat(model, out, names, chosen, generation, args.system).run()
 
 
 class TerminalChat:

@@ -34,8 +34,9 @@ def real_stdout() -> Iterator[TextIO]:
         out, sys.stdout = before, sys.stderr
     try:
         yield out
-        out.flush()
     finally:
+        with suppress(BrokenPipeError):
+            out.flush()
         before.flush()  # what others wrote must leave before descriptor 1 is standard output again
         sys.stdout = before
         os.dup2(saved, 1)
