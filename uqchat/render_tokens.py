@@ -122,8 +122,10 @@ def tokens_to_html(
         elif view.mode == "markdown":
             parts.append(f'<div class="uq-md">{markdown_to_html("".join(unit.text for unit, _ in group))}</div>')
         else:
-            gap, group = _leading_gap(group) if len(parts) > 1 else ("", group)
-            parts += [gap, *(_span(unit, number, spans, unit.index == first) for unit, number in group)]
+            is_gap = len(parts) > 1
+            for unit, number in group:
+                is_gap = is_gap and not unit.text.strip()
+                parts.append(_gap(unit.text) if is_gap else _span(unit, number, spans, unit.index == first))
     return "".join(parts) + ("" if is_streaming else "</div>")
 
 
@@ -138,11 +140,9 @@ def _span(unit: Unit, number: int | None, labels: Sequence[SpanLabel], is_first:
     return f"{encode(unit.text[:lead])}{opening}{encode(unit.text[lead:])}</span>"
 
 
-def _leading_gap(group: list[tuple[Unit, int | None]]) -> tuple[str, list[tuple[Unit, int | None]]]:
+def _gap(text: str) -> str:
     # Models leave empty lines between reasoning and answer. They stay in the text, but take no room on the page.
-    blank = next((i for i, (unit, _) in enumerate(group) if unit.text.strip()), len(group))
-    text = "".join(unit.text for unit, _ in group[:blank])
-    return (f'<span class="uq-gap">{encode(text)}</span>' if text else ""), group[blank:]
+    return f'<span class="uq-gap">{encode(text)}</span>' if text else ""
 
 
 def _reasoning(
