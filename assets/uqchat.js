@@ -293,7 +293,8 @@
       if (scroller.scrollHeight < state.height) return; // the content shrank: that was the browser, not the reader
       state.stick = scroller.scrollTop + scroller.clientHeight >= scroller.scrollHeight - 48;
     }, { passive: true });
-    new ResizeObserver(() => follow(scroller)).observe(scroller);
+    const sizes = new ResizeObserver(() => follow(scroller));
+    for (const one of [scroller, ...scroller.children]) sizes.observe(one); // drawn late, the content still grows
   }
 
   function follow(scroller) {
@@ -340,8 +341,8 @@
     const key = opened ? `${opened.dataset.m}:${opened.dataset.i}` : "";
     if (key === inspected || !element.closest(".uq-inspector")) return;
     inspected = key;
-    const column = element.closest(".uq-inspector");
-    column.scrollTop = 0;
+    const column = scrollerOf(element);
+    if (column) column.scrollTop = 0;
   }
 
   function announceEnd(element) {

@@ -60,7 +60,7 @@ def build_settings() -> Settings:
         ),
         top_k=gr.Number(default.top_k, label="Top-k (0: off)", precision=0, minimum=0, elem_classes=half, min_width=0),
         stop_strings=gr.Textbox(
-            label="Stop strings, one a line", lines=1, max_lines=4, placeholder="None", elem_classes=half, min_width=0
+            label="Stop strings", lines=1, max_lines=4, placeholder="One a line", elem_classes=half, min_width=0
         ),
     )
 
