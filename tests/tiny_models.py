@@ -7,16 +7,18 @@ from pathlib import Path
 VOCABULARY = 259  # three special tokens and the bytes
 
 
-def make_tiny_llama(folder: Path, *, max_shard_size: str = "5GB", has_template: bool = True, window: int = 128) -> Path:
-    """A one-layer Llama and a byte tokenizer, written into `folder`."""
+def make_tiny_llama(
+    folder: Path, *, max_shard_size: str = "5GB", has_template: bool = True, window: int = 128, hidden_size: int = 16
+) -> Path:
+    """A two-layer Llama and a byte tokenizer, written into `folder`."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=32,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,

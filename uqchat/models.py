@@ -144,7 +144,9 @@ def _load_weights(
         **options,
     )
     _require_complete(info)
-    if quantization not in ("bnb-8bit", "bnb-4bit"):
+    if quantization in ("bnb-8bit", "bnb-4bit"):
+        _try_out(model, quantization, device)
+    else:
         model.to(device)
     # Loaded as they are in the file, weights are views of it, which may be paged out or replaced.
     is_view = device == "cpu" and any(FILE_DTYPES.get(kind) == dtype for kind in source.weights.dtypes)
@@ -163,6 +165,18 @@ def _bitsandbytes(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
     if quantization == "bnb-8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def _try_out(model: PreTrainedModel, quantization: str, device: str) -> None:
+    """bitsandbytes finds out only when it runs that it cannot (shapes, device); it also packs its weights then."""
+    try:
+        with torch.inference_mode():
+            model(torch.tensor([[0, 1]], device=device))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ModelError(
+            f"{quantization} does not work for this model on {device} ({reason}). Choose another quantization or none."
+        ) from error
 
 
 def _require_complete(info: dict[str, Any]) -> None:

@@ -94,6 +94,8 @@ def _safetensors_header(path: Path) -> list[tuple[str, list[int], list[int]]]:
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
+            if length > 100_000_000:  # the format's own limit
+                raise ValueError("no header")
             header = json.loads(file.read(length)) if length < size else {}
         header.pop("__metadata__", None)
         entries = [(entry["dtype"], entry["shape"], entry["data_offsets"]) for entry in header.values()]
