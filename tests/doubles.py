@@ -29,7 +29,7 @@ def token_id_of(text: str) -> int:
 
 def scored_token(index: int, text: str, start: int = 0, top: float | None = None, **changes: Any) -> ScoredToken:
     """One token whose likeliest alternative is itself, with probability `top` (varied by index if not given)."""
-    top = 0.95 - 0.17 * (index % 5) if top is None else top
+    top = 0.95 - 0.11 * (index % 5) if top is None else top
     other = f"{text[:1]}other{index}"
     alternatives = (
         Alternative(token_id_of(text), text, math.log(top)),

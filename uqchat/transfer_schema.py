@@ -6,7 +6,9 @@ Numbers that JSON cannot hold are the strings "Infinity" and "-Infinity".
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -50,9 +52,7 @@ Name = Annotated[str, Field(max_length=500)]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", strict=True, from_attributes=True, ser_json_inf_nan="strings", protected_namespaces=()
-    )
+    model_config = ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="strings", protected_namespaces=())
 
 
 class AlternativeRecord(_Record):
@@ -66,7 +66,7 @@ class AlternativeRecord(_Record):
 class RiskRecord(_Record):
     """As `types.Risk`."""
 
-    value: Annotated[Number, Field(ge=0, le=1)]
+    value: Annotated[Number, Field(ge=-1e-6, le=1 + 1e-6)]
     raw: Number
     calibration: str | None
 
@@ -142,9 +142,7 @@ class MessageRecord(_Record):
             if label.start is label.end is None:
                 continue
             if label.start is None or label.end is None or not label.start < label.end <= len(self.text):
-                raise ValueError(
-                    f"a label covers [{label.start}, {label.end}) of {len(self.text)} characters"
-                )
+                raise ValueError(f"a label covers [{label.start}, {label.end}) of {len(self.text)} characters")
         return self
 
     def to_message(self) -> StoredMessage:
@@ -188,16 +186,36 @@ class Header(BaseModel):
     version: int
 
 
-def chat_record(chat: ChatInfo, messages: list[StoredMessage], active_child: str | None) -> ChatRecord:
-    """The record of a chat. An answer still being written is written as cancelled."""
-    records = []
-    for message in messages:
-        given = {name: getattr(message, name) for name in MessageRecord.model_fields}
-        given["status"] = "cancelled" if message.status == "streaming" else message.status
-        given["created_at"] = message.created_at.astimezone(UTC)
-        given["tokens"] = tuple(TokenRecord.model_validate(token) for token in message.tokens)
-        given["labels"] = tuple(LabelRecord.model_validate(label) for label in message.labels)
-        records.append(MessageRecord.model_construct(**given))
+def chat_record(chat: ChatInfo, messages: Sequence[StoredMessage], active_child: str | None) -> ChatRecord:
+    """The record of a chat, unchecked: what is stored can always be written out.
+
+    An answer still being written is written as cancelled.
+    """
     return ChatRecord.model_construct(
-        title=chat.title, created_at=chat.created_at, active_child=active_child, messages=tuple(records)
+        title=chat.title,
+        created_at=chat.created_at,
+        active_child=active_child,
+        messages=tuple(_message_record(message) for message in messages),
     )
+
+
+def _message_record(message: StoredMessage) -> MessageRecord:
+    given = {name: getattr(message, name) for name in MessageRecord.model_fields}
+    given["status"] = "cancelled" if message.status == "streaming" else message.status
+    given["labels"] = tuple(LabelRecord.model_construct(**asdict(label)) for label in message.labels)
+    given["tokens"] = tuple(_token_record(token) for token in message.tokens)
+    return MessageRecord.model_construct(**given)
+
+
+def _token_record(token: ScoredToken) -> TokenRecord:
+    given = {name: getattr(token, name) for name in TokenRecord.model_fields}
+    given["text"] = storable(token.text)
+    given["alternatives"] = tuple(
+        AlternativeRecord.model_construct(token_id=a.token_id, text=storable(a.text), logprob=a.logprob)
+        for a in token.alternatives
+    )
+    given["risks"] = {
+        storable(name): RiskRecord.model_construct(value=r.value, raw=r.raw, calibration=r.calibration)
+        for name, r in token.risks.items()
+    }
+    return TokenRecord.model_construct(**given)
