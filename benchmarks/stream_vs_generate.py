@@ -1,0 +1,53 @@
+"""`stream` with entropy and ten alternatives on every token, against transformers' `generate` of the same dtype.
+
+Both answer the same prompt with the same number of tokens, the time to the first token included.
+"""
+
+from __future__ import annotations
+
+import torch
+
+import uqchat
+from benchmarks.common import compare, interleave, save
+from uqchat.config import GenerationConfig
+from uqchat.language_model import LanguageModel
+
+PROMPT = "Tell me about the history of the lighthouse and the people who kept it."
+LENGTHS = (16, 64, 256)
+
+
+def arms_for(model: LanguageModel, count: int) -> dict[str, object]:
+    """Greedy decoding of exactly `count` tokens, both ways."""
+    ids = model.tokenizer.apply_chat_template(
+        [{"role": "user", "content": PROMPT}], add_generation_prompt=True, return_tensors="pt", return_dict=False
+    )
+    mask = torch.ones_like(ids)
+
+    def generate() -> float:
+        out = model.model.generate(
+            ids, attention_mask=mask, max_new_tokens=count, min_new_tokens=count, do_sample=False
+        )
+        return out.shape[1] - ids.shape[1]
+
+    def stream() -> float:
+        config = GenerationConfig(max_new_tokens=count)
+        return sum(1 for _ in model.stream(PROMPT, ("entropy", "max_prob", "margin"), config))
+
+    return {"generate": generate, "stream": stream}
+
+
+def main(repeats: int) -> None:
+    """Measure bf16 at several lengths."""
+    model = uqchat.load("embedded", dtype="bfloat16")
+    model.engine.vocabulary.end_ids = frozenset()  # both arms give exactly the same number of tokens
+    rows = []
+    for count in LENGTHS:
+        rates = interleave(arms_for(model, count), repeats)
+        claim = f"`stream` with risk against `generate`, bf16, {count} new tokens"
+        rows.append(compare(claim, rates, "stream", "generate", 1.0, "tokens/s"))
+    save("stream_vs_generate", rows, {"prompt": PROMPT, "repeats": repeats, "model": "embedded", "dtype": "bfloat16"})
+    model.close()
+
+
+if __name__ == "__main__":
+    main(3)
