@@ -5,7 +5,7 @@
   "use strict";
   if (window.uqchat) return;
 
-  const bound = []; // {element, trigger}; elements that left the page are dropped
+  let bound = []; // {element, trigger}; elements that left the page are dropped
   const opened = new Map(); // data-key of a folded reasoning -> whether the person opened it
   let chosen = null; // {message, index} of the token shown in the inspector
   let inspected = ""; // the token whose inspector was scrolled to its top
@@ -17,18 +17,11 @@
   const textOf = (node) => q(".uq-text", node);
   const isTyping = (node) => !!node.closest?.("input, textarea, select, [contenteditable='true']");
 
-  function alive() {
-    for (let i = bound.length - 1; i >= 0; i--) if (!bound[i].element.isConnected) bound.splice(i, 1);
-    return bound;
-  }
-
   function send(data, origin) {
-    const list = alive();
-    const home = list.find((one) => origin && one.element.contains(origin)) || list[0];
-    if (home) home.trigger("select", data);
+    bound = bound.filter((one) => one.element.isConnected);
+    const home = bound.find((one) => origin && one.element.contains(origin)) || bound[0];
+    home?.trigger("select", data);
   }
-
-  // ---- tokens
 
   function choose(token, origin) {
     const text = token.closest(".uq-text");
@@ -38,19 +31,19 @@
     send({ action: "token", message: chosen.message, index: chosen.index }, origin || token);
   }
 
-  function findToken(message, index) {
-    const text = all(".uq-text[data-m]").find((one) => one.dataset.m === message);
-    return text && q(`.uq-t[data-i="${index}"]`, text);
-  }
-
   function showChosen() {
-    const token = chosen && findToken(chosen.message, chosen.index);
+    const token = chosenToken();
     for (const other of all(".uq-t.uq-chosen-token")) if (other !== token) other.classList.remove("uq-chosen-token");
     if (token && !token.classList.contains("uq-chosen-token")) token.classList.add("uq-chosen-token");
   }
 
+  function chosenToken() {
+    const text = chosen && all(".uq-text[data-m]").find((one) => one.dataset.m === chosen.message);
+    return text && q(`.uq-t[data-i="${chosen.index}"]`, text);
+  }
+
   function closeInspector() {
-    const token = chosen && findToken(chosen.message, chosen.index);
+    const token = chosenToken();
     chosen = null;
     delete document.body.dataset.uqSheet;
     showChosen();
@@ -120,8 +113,6 @@
     return best;
   }
 
-  // ---- buttons
-
   function onClick(event) {
     const button = event.target.closest?.("[data-action]");
     if (button) {
@@ -135,20 +126,17 @@
     }
   }
 
-  const NUMBERS = { index: "index", tokenId: "token_id", start: "start", end: "end" };
-
   function act(button) {
     const { action, message } = button.dataset;
     if (action === "copy") return copy(button);
     if (action === "edit") return edit(button.closest("article"), message);
     if (action === "close") return closeInspector();
+    const { text, chat, index, tokenId, start, end } = button.dataset;
     const data = { action };
-    if (message !== undefined) data.message = message;
-    for (const [from, to] of Object.entries(NUMBERS)) {
-      if (button.dataset[from] !== undefined) data[to] = Number(button.dataset[from]);
+    for (const [key, value] of Object.entries({ message, text, chat })) if (value !== undefined) data[key] = value;
+    for (const [key, value] of Object.entries({ index, token_id: tokenId, start, end })) {
+      if (value !== undefined) data[key] = Number(value);
     }
-    if (button.dataset.text !== undefined) data.text = button.dataset.text;
-    if (button.dataset.chat !== undefined) data.chat = button.dataset.chat;
     if (action === "token") {
       chosen = { message, index: data.index };
       showChosen();
@@ -158,9 +146,9 @@
   }
 
   function answerText(article) {
-    const copyOf = textOf(article).cloneNode(true);
-    for (const folded of all("details", copyOf)) folded.remove();
-    return copyOf.textContent;
+    const text = textOf(article).cloneNode(true);
+    for (const left of all("details, .uq-gap", text)) left.remove();
+    return text.dataset.source ?? text.textContent;
   }
 
   async function copy(button) {
@@ -172,7 +160,7 @@
     }
     button.classList.add("uq-done");
     setTimeout(() => button.classList.remove("uq-done"), 1200);
-    say("Copied");
+    voice.textContent = "Copied";
   }
 
   function copyByHand(text) {
@@ -228,8 +216,6 @@
     return button;
   }
 
-  // ---- marking a selected span
-
   const marker = document.createElement("div");
   marker.className = "uq-marker";
   marker.hidden = true;
@@ -277,13 +263,7 @@
     marker.hidden = true;
   }
 
-  // ---- staying at the bottom, keeping what the person opened, speaking at the end
-
   const scrollers = new WeakMap(); // element -> {stick, height}
-
-  function scrollerOf(element) {
-    return element.closest(".uq-scroll");
-  }
 
   function watchScroll(scroller) {
     if (scrollers.has(scroller)) return;
@@ -305,9 +285,8 @@
   }
 
   function toBottom(element) {
-    const scroller = scrollerOf(element);
-    if (!scroller || !scrollers.has(scroller)) return;
-    scrollers.get(scroller).stick = true;
+    const scroller = element.closest(".uq-scroll");
+    if (scrollers.has(scroller)) scrollers.get(scroller).stick = true;
     follow(scroller);
   }
 
@@ -318,7 +297,7 @@
       if (wanted !== undefined && folded.open !== wanted) folded.open = wanted;
     }
     showChosen();
-    const scroller = element.closest("#uq-history, #uq-live") && scrollerOf(element);
+    const scroller = element.closest("#uq-history, #uq-live")?.closest(".uq-scroll");
     if (scroller) {
       watchScroll(scroller);
       follow(scroller);
@@ -332,17 +311,12 @@
   voice.setAttribute("aria-live", "polite");
   voice.setAttribute("role", "status");
 
-  function say(text) {
-    voice.textContent = text;
-  }
-
   function showFromTop(element) {
     const opened = q(".uq-inspect[data-i]", element);
     const key = opened ? `${opened.dataset.m}:${opened.dataset.i}` : "";
     if (key === inspected || !element.closest(".uq-inspector")) return;
     inspected = key;
-    const column = scrollerOf(element);
-    if (column) column.scrollTop = 0;
+    for (let one = element; one && one !== document.body; one = one.parentElement) one.scrollTop = 0;
   }
 
   function announceEnd(element) {
@@ -353,11 +327,9 @@
     const key = last ? last.dataset.m : "";
     if (announced === key) return;
     // Another chat brings another answer too; only one that was just drawn live has been awaited.
-    if (key && key === awaited) say(`Answer finished. ${q(".uq-line", last)?.textContent || ""}`);
+    if (key && key === awaited) voice.textContent = `Answer finished. ${q(".uq-line", last)?.textContent || ""}`;
     announced = key;
   }
-
-  // ---- keys of the whole page
 
   function onKey(event) {
     if (event.defaultPrevented || event.isComposing) return;
@@ -399,16 +371,8 @@
     document.addEventListener("selectionchange", onSelection);
   }
 
-  // ---- public
-
-  let isStarted = false;
-
   function bind(element, trigger) {
-    if (!isStarted) {
-      isStarted = true;
-      startPage();
-    }
-    alive();
+    if (!voice.isConnected) startPage();
     if (bound.some((one) => one.element === element)) return;
     bound.push({ element, trigger });
     element.addEventListener("click", onClick);
@@ -418,15 +382,10 @@
       const folded = event.target.closest?.("summary")?.parentElement;
       if (folded?.dataset.key) opened.set(folded.dataset.key, !folded.open);
     });
-    let isQueued = false;
-    const later = () => {
-      isQueued = false;
-      restore(element);
-    };
+    let queued = 0;
     new MutationObserver(() => {
-      if (isQueued) return;
-      isQueued = true;
-      requestAnimationFrame(later);
+      cancelAnimationFrame(queued);
+      queued = requestAnimationFrame(() => restore(element));
     }).observe(element, { childList: true, subtree: true, characterData: true, attributes: true, attributeFilter: ["open", "class"] });
     restore(element);
   }

@@ -53,7 +53,7 @@ def inspector_html(
 
 def token_sentence(token: ScoredToken) -> str:
     """What happened at this token, in plain words; plain text, not HTML."""
-    chosen = "the end of the answer" if token.is_end else quoted(token.text) if token.text else "a part of a character"
+    chosen = "the end of the answer" if token.is_end else _spoken(token.text) if token.text else "a part of a character"
     share = percent(probability(token.logprob))
     others = [other for other in token.alternatives if other.token_id != token.token_id]
     if not others:
@@ -68,7 +68,11 @@ def token_sentence(token: ScoredToken) -> str:
 
 
 def _name(alternative: Alternative) -> str:
-    return quoted(alternative.text) if alternative.text else "a special or partial token"
+    return _spoken(alternative.text) if alternative.text else "a special or partial token"
+
+
+def _spoken(text: str) -> str:
+    return {"\n": "a line break", "\n\n": "an empty line", " ": "a space"}.get(text) or quoted(text)
 
 
 def _header(token: ScoredToken, unit: Unit | None, pieces: Sequence[Unit], message_id: str) -> str:
@@ -131,7 +135,7 @@ def _alternative(other: Alternative, token: ScoredToken, message_id: str, can_co
     text = encode(visible_whitespace(other.text)) if other.text else f"<i>id {other.token_id}</i>"
     button = ""
     if can_continue and not is_chosen:
-        spoken = encode(f"Continue from here with {quoted(other.text) if other.text else f'token {other.token_id}'}")
+        spoken = encode(f"Continue from here with {_spoken(other.text) if other.text else f'token {other.token_id}'}")
         button = (
             f'<button type="button" class="uq-icon uq-i-branch" data-action="continue" '
             f'data-message="{encode(message_id)}" data-index="{token.index}" data-token-id="{other.token_id}" '

@@ -113,19 +113,28 @@ def _span_labels(message: MessageLike) -> str:
 
 
 def _toolbar(message: MessageLike, is_busy: bool) -> str:
-    buttons = [_versions(message, is_busy), _button("copy", "Copy", message, False)]
+    copy = _button("copy", "Copy", message, False) if message.text else ""
     if message.is_example:
-        return f'<div class="uq-tools">{buttons[1]}</div>'
+        return f'<div class="uq-tools">{copy}</div>'
+    buttons = [_versions(message, is_busy), copy]
     if message.role == "user":
         buttons.append(_button("edit", "Edit and ask again", message, is_busy))
     else:
-        whole = next((label for label in message.labels if label.start is None), None)
-        right, wrong = (whole is not None and not whole.is_error), (whole is not None and whole.is_error)
         buttons.append(_button("retry", "Answer again", message, is_busy))
-        buttons.append(_button("mark_right", "Mark as right", message, False, f' aria-pressed="{_js(right)}"'))
-        buttons.append(_button("mark_wrong", "Mark as wrong", message, False, f' aria-pressed="{_js(wrong)}"'))
+        buttons.append(_verdict(message) if message.text else "")
         buttons.append(f'<span class="uq-model"><bdi>{encode(message.model)}</bdi></span>')
-    return f'<div class="uq-tools" role="toolbar" aria-label="Message">{"".join(buttons)}</div>'
+    return f'<div class="uq-tools" role="group" aria-label="Message">{"".join(buttons)}</div>'
+
+
+def _verdict(message: MessageLike) -> str:
+    whole = next((label for label in message.labels if label.start is None), None)
+    return "".join(
+        _button(f"mark_{word}", f"Mark as {word}", message, False, f' aria-pressed="{_js(is_pressed)}"')
+        for word, is_pressed in (
+            ("right", whole is not None and not whole.is_error),
+            ("wrong", whole is not None and whole.is_error),
+        )
+    )
 
 
 def _js(flag: bool) -> str:

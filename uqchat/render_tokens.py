@@ -113,7 +113,10 @@ def tokens_to_html(
     bins = unit_bins(pieces, view)
     spans = [label for label in labels if label.start is not None]
     first = next((unit.index for unit in pieces if not unit.is_reasoning and unit.text.strip()), None)
-    parts = [f'<div class="uq-text" dir="auto" data-m="{encode(message_id)}">']
+    source = ""
+    if view.mode == "markdown" and not is_streaming:  # for "copy": what is drawn has lost its marks
+        source = f' data-source="{encode("".join(unit.text for unit in pieces if not unit.is_reasoning).lstrip())}"'
+    parts = [f'<div class="uq-text" dir="auto" data-m="{encode(message_id)}"{source}>']
     for is_reasoning, run in groupby(zip(pieces, bins, strict=True), key=lambda pair: pair[0].is_reasoning):
         group = list(run)
         if is_reasoning:
@@ -122,27 +125,33 @@ def tokens_to_html(
         elif view.mode == "markdown":
             parts.append(f'<div class="uq-md">{markdown_to_html("".join(unit.text for unit, _ in group))}</div>')
         else:
-            is_gap = len(parts) > 1
-            for unit, number in group:
-                is_gap = is_gap and not unit.text.strip()
-                parts.append(_gap(unit.text) if is_gap else _span(unit, number, spans, unit.index == first))
+            parts += _answer_run(group, spans, first, is_gap=len(parts) > 1)
     return "".join(parts) + ("" if is_streaming else "</div>")
 
 
-def _span(unit: Unit, number: int | None, labels: Sequence[SpanLabel], is_first: bool) -> str:
+def _answer_run(
+    group: Sequence[tuple[Unit, int | None]], labels: Sequence[SpanLabel], first: int | None, is_gap: bool
+) -> Iterator[str]:
+    # A tint that starts with the word, not with the space before it, keeps lines even and words apart. The empty
+    # lines that models leave between reasoning and answer stay in the text, but take no room on the page (`is_gap`).
+    for unit, number in group:
+        lead = len(unit.text) - len(unit.text.lstrip(" \n"))
+        if lead == len(unit.text) and not is_gap:
+            lead = 0
+        if lead:
+            space = encode(unit.text[:lead])
+            yield f'<span class="uq-gap">{space}</span>' if is_gap else space
+        if lead < len(unit.text):
+            is_gap = False
+            yield _span(unit, unit.text[lead:], number, labels, unit.index == first)
+
+
+def _span(unit: Unit, text: str, number: int | None, labels: Sequence[SpanLabel], is_first: bool) -> str:
     classes = "uq-t" if number is None else f"uq-t uq-b{number}"
     for label in labels:
         if label.start < unit.span[1] and unit.span[0] < (label.end or 0):
             classes += " uq-marked-wrong" if label.is_error else " uq-marked-right"
-    # A tint that starts with the word, not with the space before it, keeps lines even and words apart.
-    lead = len(unit.text) - len(unit.text.lstrip(" \n")) if unit.text.strip() else 0
-    opening = f'<span class="{classes}" data-i="{unit.index}" tabindex="{0 if is_first else -1}">'
-    return f"{encode(unit.text[:lead])}{opening}{encode(unit.text[lead:])}</span>"
-
-
-def _gap(text: str) -> str:
-    # Models leave empty lines between reasoning and answer. They stay in the text, but take no room on the page.
-    return f'<span class="uq-gap">{encode(text)}</span>' if text else ""
+    return f'<span class="{classes}" data-i="{unit.index}" tabindex="{0 if is_first else -1}">{encode(text)}</span>'
 
 
 def _reasoning(
@@ -156,7 +165,7 @@ def _reasoning(
     key = encode(f"{message_id}:{group[0][0].index}")
     summary = f'<summary aria-label="{label}" data-label="{label}"></summary>'
     yield f'<details class="uq-reasoning" data-key="{key}">{summary}'
-    yield from (_span(unit, None, (), False) for unit, _ in group)
+    yield from (_span(unit, unit.text, None, (), False) for unit, _ in group)
     yield "" if is_open_end else "</details>"
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.doubles import scored_token
-from tests.test_render import Running, Stored
+from tests.drawing import Running, Stored
 from uqchat.render import RiskView, conversation_html, inspector_html, live_answer_html, tokens_to_html, welcome_html
 from uqchat.types import Alternative, ScoredToken
 
