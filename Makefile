@@ -24,7 +24,7 @@ test: $(VENV)/.dev-ready  ## all tests that need no GPU; `make test ARGS="tests/
 	$(PY) -m pytest -m "not gpu" $(ARGS)
 
 bench: $(VENV)/.app-ready  ## measure what the README claims about speed
-	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(PY) $$file || exit 1; done
+	$(PY) -m benchmarks $(ARGS)
 
 style: $(VENV)/.dev-ready  ## format the code and mend what ruff can mend
 	$(PY) -m ruff check --fix .

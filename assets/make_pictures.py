@@ -107,18 +107,13 @@ def take(browser: Browser, url: str, shot: Shot, question: str, path: Path) -> N
 
 def ask(page: Page, question: str) -> None:
     """Send the question once the model is ready, and wait for the whole answer."""
+    page.locator("#uq-status .uq-is-ready").wait_for(timeout=ANSWER_MILLISECONDS)
     prompt = page.locator("#uq-prompt textarea")
-    expect(prompt).to_be_editable(timeout=ANSWER_MILLISECONDS)
-    before = page.locator("#uq-history .uq-t").count()
     prompt.fill(question)
-    expect(page.locator("#uq-send")).to_be_enabled(timeout=ANSWER_MILLISECONDS)
     prompt.press("Enter")
-    page.wait_for_function(
-        "before => document.querySelectorAll('#uq-history .uq-t').length > before"
-        " && !document.querySelector('#uq-live [aria-busy=true]')",
-        arg=before,
-        timeout=ANSWER_MILLISECONDS,
-    )
+    page.locator("#uq-live [aria-busy=true]").wait_for(timeout=ANSWER_MILLISECONDS)
+    page.locator("#uq-live [aria-busy=true]").wait_for(state="detached", timeout=ANSWER_MILLISECONDS)
+    expect(page.locator("#uq-history")).to_contain_text(question)
 
 
 def open_riskiest_token(page: Page) -> None:
