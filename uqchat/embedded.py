@@ -107,17 +107,15 @@ def installed_gguf() -> Path | None:
 def convert(gguf: Path, target: Path, reporter: Reporter) -> None:
     """Write `gguf` as float32 safetensors, tokenizer and config into `target`; weights equal the dequantised ones."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name, "local_files_only": True}
+    from uqchat.gguf_model import load_gguf
+
     reporter.say("convert", "Preparing the embedded model, once: reading the tokenizer (1 of 3)")
-    AutoTokenizer.from_pretrained(**source).save_pretrained(target)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+    tokenizer.save_pretrained(target)
     reporter.say("convert", "Preparing the embedded model, once: unpacking the weights (2 of 3)")
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    # save_pretrained refuses a model that says it is still in GGUF form
-    model.hf_quantizer = None
-    model.is_quantized = False
-    del model.config.quantization_config
+    model, _ = load_gguf(gguf.parent, gguf.name, torch.float32)
     reporter.say("convert", "Preparing the embedded model, once: writing it to the cache (3 of 3)")
     model.save_pretrained(target)
 

@@ -25,6 +25,7 @@ from transformers import (
 from uqchat.catalogue import ModelChoice, known_models
 from uqchat.config import AppConfig
 from uqchat.errors import ModelError, UqchatError
+from uqchat.gguf_model import load_gguf
 from uqchat.int8 import quantize_linear_layers
 from uqchat.loading import LoadProgress, Reporter, gigabytes, without_bars
 from uqchat.placement import bytes_per_parameter, check_quantization, choose_device, choose_dtype
@@ -130,19 +131,17 @@ def _load_tokenizer(source: Source, trust_remote_code: bool) -> PreTrainedTokeni
 def _load_weights(
     source: Source, device: str, dtype: torch.dtype, quantization: str | None, trust_remote_code: bool
 ) -> PreTrainedModel:
-    options: dict[str, Any] = {"gguf_file": source.gguf} if source.gguf else {}
-    if quantization in ("bnb-8bit", "bnb-4bit"):
-        options |= {"quantization_config": _bitsandbytes(quantization, dtype), "device_map": {"": device}}
-    elif device != "cpu" and not source.gguf:
-        options["device_map"] = {"": device}  # straight to the device, without a copy on this side
-    model, info = AutoModelForCausalLM.from_pretrained(
-        source.folder,
-        dtype=dtype,
-        local_files_only=True,
-        trust_remote_code=trust_remote_code,
-        output_loading_info=True,
-        **options,
-    )
+    if source.gguf:
+        model, info = load_gguf(source.folder, source.gguf, dtype)
+    else:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source.folder,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **_placed(device, dtype, quantization),
+        )
     _require_complete(info)
     if quantization in ("bnb-8bit", "bnb-4bit"):
         _try_out(model, quantization, device)
@@ -157,6 +156,13 @@ def _load_weights(
     if quantization == "int8":
         quantize_linear_layers(model)
     return model.eval()
+
+
+def _placed(device: str, dtype: torch.dtype, quantization: str | None) -> dict[str, Any]:
+    """Arguments that bring the weights straight to their device, without a copy on this side."""
+    if quantization in ("bnb-8bit", "bnb-4bit"):
+        return {"quantization_config": _bitsandbytes(quantization, dtype), "device_map": {"": device}}
+    return {} if device == "cpu" else {"device_map": {"": device}}
 
 
 def _bitsandbytes(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
