@@ -16,14 +16,14 @@ from uqchat.config import GenerationConfig  # noqa: E402
 from uqchat.estimators import ESTIMATOR_NAMES  # noqa: E402
 from uqchat.paths import ASSETS  # noqa: E402
 
-EXAMPLE = "In which year did the Berlin Wall fall?"
+EXAMPLE = "What is the capital of Turkey?"
 RIGHT = {
     "What is the capital of Australia?": "Canberra",
     "What is the capital of Canada?": "Ottawa",
     "What is the chemical symbol for gold?": "Au",
 }
 WRONG = {
-    "What is the capital of Turkey?": "Ankara",
+    "What is the capital of Brazil?": "Bras",
     "What is the capital of Bhutan?": "Thimphu",
     "What is 17 times 23?": "391",
 }

@@ -1,0 +1,83 @@
+"""What the toolbar, the status line and the model tab promise, without a browser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import gradio as gr
+import pytest
+
+from tests.doubles import ScriptedHost
+from tests.ui.conftest import FakeRequest, Tab
+from uqchat.errors import ModelError
+from uqchat.ui.page import Page
+
+NAMES = ["entropy", "max_prob", "margin"]
+
+
+def test_switching_the_estimator_recolours_without_asking_the_model(tab: Tab) -> None:
+    tab.ask("Capital of France?")
+    before = tab.html(tab.finish(), "history")
+    host = tab.page.chat._services.host
+    updates = tab.page.views.on_view(tab.request, tab.kept, "margin", "absolute", "risk", NAMES)
+    assert tab.html(updates, "history") != before and "Margin" in tab.html(updates, "legend")
+    relative = tab.page.views.on_view(tab.request, tab.kept, "margin", "relative", "risk", NAMES)
+    assert "within" in tab.html(relative, "legend")
+    markdown = tab.page.views.on_view(tab.request, tab.kept, "margin", "relative", "markdown", NAMES)
+    assert "uq-md" in tab.html(markdown, "history")
+    assert len(host.requests) == 1
+
+
+def test_no_number_is_called_a_probability_of_error(tab: Tab) -> None:
+    legend = tab.html(tab.open(), "legend")
+    assert "Not calibrated" in legend and "confidence" not in legend
+
+
+def test_an_unknown_estimator_is_refused(tab: Tab) -> None:
+    with pytest.raises(gr.Error, match="Unknown estimator"):
+        tab.page.views.on_view(tab.request, tab.kept, "magic", "absolute", "risk", [])
+
+
+def test_the_newest_answer_has_a_chart_and_a_line_for_every_listed_estimator(tab: Tab) -> None:
+    tab.ask("Capital of France?")
+    updates = tab.finish()
+    assert tab.html(updates, "chart").value is not None
+    assert tab.html(updates, "overview").count("<dt>") == 3
+    updates = tab.page.views.on_view(tab.request, tab.kept, "entropy", "absolute", "risk", ["margin"])
+    assert tab.html(updates, "overview").count("<dt>") == 2
+
+
+def test_the_clock_tells_everybody_about_a_switch_once(make_page: Callable[..., Page]) -> None:
+    host = ScriptedHost()
+    page = make_page(host)
+    host.set_state("switching", "Fetching <b>.", done=1, total=4)
+    for tab in ("tab-1", "tab-2"):
+        html = page.views.on_clock(FakeRequest(tab))[page.widgets.status]
+        assert "Fetching &lt;b&gt;." in html and 'max="4" value="1"' in html
+        assert page.views.on_clock(FakeRequest(tab)) == gr.skip()
+
+
+def test_loading_a_model_forgets_the_token(make_page: Callable[..., Page]) -> None:
+    host = ScriptedHost()
+    page = make_page(host)
+    updates = page.models.on_load_model(FakeRequest(), " some/model ", "", "", "hf_secret")
+    assert host.switches == ["some/model"] and updates[page.widgets.panel.token] == ""
+
+
+def test_a_refused_switch_is_explained(make_page: Callable[..., Page], monkeypatch: pytest.MonkeyPatch) -> None:
+    host = ScriptedHost()
+
+    def refuse(name: str, **options: object) -> None:
+        raise ModelError(f"No model named {name!r} <x>.")
+
+    monkeypatch.setattr(host, "switch", refuse)
+    with pytest.raises(gr.Error, match="&lt;x&gt;"):
+        make_page(host).models.on_load_model(FakeRequest(), "nope", "", "", "")
+
+
+def test_the_model_tab_is_hidden_where_switching_is_off(make_page: Callable[..., Page]) -> None:
+    def is_shown(page: Page) -> bool:
+        return next(b for b in page.blocks.blocks.values() if getattr(b, "id", "") == "model").visible
+
+    assert is_shown(make_page(allow_model_switch=True))
+    assert not is_shown(make_page(allow_model_switch=False))
