@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from uqchat.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "stop_string", "length", "cancelled", "error"]
@@ -83,16 +86,69 @@ def _text_part(part: Any, position: int) -> TextPart:
 class Signals:
     """What an estimator needs of each step. The engine captures the union of all that are asked for."""
 
-    top_n: int = 0  # how many of the largest log-probabilities
-    entropy: bool = False  # entropy of the full next-token distribution
+    top_n: int = 0
+    """How many of the largest log-probabilities."""
+    entropy: bool = False
+    """Entropy of the full next-token distribution."""
+    hidden_layers: tuple[int, ...] = ()
+    """Entries of the L+1 hidden states, 0 to L: i is the input of block i, L the final, normed state."""
+    attention_lags: int = 0
+    """Weights on the k newest keys; lag 0 is the token itself."""
+    attention_layers: tuple[int, ...] | None = None
+    """Layers whose attention is wanted; None is all."""
+    prompt_rows: bool = False
+    """Hidden states and attention of every prompt position too."""
 
     def __or__(self, other: Signals) -> Signals:
-        return Signals(top_n=max(self.top_n, other.top_n), entropy=self.entropy or other.entropy)
+        askers = [s for s in (self, other) if s.attention_lags]
+        layers = None
+        if askers and all(s.attention_layers is not None for s in askers):
+            layers = tuple(sorted({layer for s in askers for layer in s.attention_layers or ()}))
+        return Signals(
+            top_n=max(self.top_n, other.top_n),
+            entropy=self.entropy or other.entropy,
+            hidden_layers=tuple(sorted({*self.hidden_layers, *other.hidden_layers})),
+            attention_lags=max(self.attention_lags, other.attention_lags),
+            attention_layers=layers,
+            prompt_rows=self.prompt_rows or other.prompt_rows,
+        )
+
+    @property
+    def has_tensors(self) -> bool:
+        """Whether anything is wanted that only a forward of the model itself can give."""
+        return bool(self.hidden_layers or self.attention_lags)
 
     def missing(self, available: Signals) -> list[str]:
         """Names of the signals asked for here that `available` does not cover."""
-        names = [f"top-{self.top_n} log-probabilities"] if self.top_n > available.top_n else []
-        return names + (["entropy of the full distribution"] if self.entropy and not available.entropy else [])
+        absent_layers = [i for i in self.hidden_layers if i not in available.hidden_layers]
+        return [
+            name
+            for name, is_missing in (
+                (f"top-{self.top_n} log-probabilities", self.top_n > available.top_n),
+                ("entropy of the full distribution", self.entropy and not available.entropy),
+                (f"hidden states of layer {', '.join(map(str, absent_layers))}", bool(absent_layers)),
+                ("attention weights", self.attention_lags > available.attention_lags),
+            )
+            if is_missing
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class StepSignals:
+    """Tensors of the position that predicted a token, detached, on the model's device.
+
+    With one leading dimension P when they belong to a prompt's P - 1 earlier positions.
+    """
+
+    hidden: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Layer -> (D,), the model's dtype."""
+    attention: torch.Tensor | None = None
+    """(layers, H, lags), float32."""
+    attention_layers: tuple[int, ...] = ()
+    top_logprobs: torch.Tensor | None = None
+    """(top_n,), descending, when more are asked for than the alternatives hold."""
+    prompt: StepSignals | None = None
+    """With an answer's first token, when prompt rows are asked for: the positions before the one that predicted it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +177,7 @@ class TokenStep:
     alternatives: tuple[Alternative, ...] = ()
     is_reasoning: bool = False
     is_end: bool = False  # an end-of-sequence id
+    signals: StepSignals | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

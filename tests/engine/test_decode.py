@@ -89,7 +89,7 @@ def test_rows_that_join_late_and_leave_early_disturb_nobody() -> None:
     for i in (0, 2, 3, 4, 5):
         assert got[i] == expected[i]
     assert got[1] == expected[1][: len(got[1])] and len(got[1]) < 20
-    assert not engine.has_work and engine.num_rows == 0
+    assert not engine.has_work and len(engine.batch) == 0
 
 
 def test_a_prompt_longer_than_a_chunk_gives_the_same_ids(monkeypatch: pytest.MonkeyPatch) -> None:

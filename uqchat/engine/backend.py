@@ -23,6 +23,12 @@ class Request:
     forced_ids: tuple[int, ...] = ()
     signals: Signals = Signals()
     open_tag: ReasoningTags | None = None
+    adapter: str | None = None
+
+    def is_twin_of(self, other: Request) -> bool:
+        """Whether this one reads exactly what `other` reads, so that both can go on from the same logits."""
+        mine, theirs = ((r.prompt_ids, r.forced_ids, r.adapter) for r in (self, other))
+        return mine == theirs and not self.forced_ids and not self.signals.has_tensors
 
 
 @dataclass(frozen=True, slots=True)

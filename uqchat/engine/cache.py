@@ -12,6 +12,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 GROWTH = 256  # positions are allocated in steps of this many
+KeysAndValues = list[tuple[torch.Tensor, torch.Tensor]]  # of every layer, (H, T, D) each
 
 
 @dataclass(slots=True)
@@ -87,11 +88,17 @@ class RowLayer(CacheLayerMixin):
             new[:r, :, :c] = old[:r, :, :c]
             setattr(self, name, new)
 
-    def move(self, source: int, target: int, length: int) -> None:
+    def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of one row to another."""
-        if self.is_initialized:
-            for states in (self.keys, self.values):
-                states[target, :, :length] = states[source, :, :length]
+        for states in (self.keys, self.values):
+            states[target, :, :length] = states[source, :, :length]
+
+    def swap(self, first: int, second: int, length: int) -> None:
+        """Exchange the first `length` positions of two rows."""
+        for states in (self.keys, self.values):
+            kept = states[first, :, :length].clone()
+            states[first, :, :length] = states[second, :, :length]
+            states[second, :, :length] = kept
 
 
 class RowCache(Cache):
@@ -119,7 +126,27 @@ class RowCache(Cache):
             layer.keys = layer.values = None
             layer.is_initialized = False
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy a row to another place in every layer."""
-        for layer in self.layers:
-            layer.move(source, target, length)
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of a row to another place in every layer."""
+        for layer in self._used():
+            layer.copy(source, target, length)
+
+    def swap(self, first: int, second: int, length: int) -> None:
+        """Exchange two rows of at most `length` positions in every layer."""
+        for layer in self._used():
+            layer.swap(first, second, min(length, self.capacity))
+
+    def save(self, place: int, length: int) -> KeysAndValues:
+        """A copy of the first `length` positions of a row: (layers' keys, layers' values), each (H, length, D)."""
+        return [(la.keys[place, :, :length].clone(), la.values[place, :, :length].clone()) for la in self._used()]
+
+    def load(self, place: int, saved: KeysAndValues, length: int) -> None:
+        """Write the first `length` positions of a saved row to a place."""
+        for layer, (keys, values) in zip(self.layers, saved, strict=True):
+            if not layer.is_initialized:
+                layer.lazy_initialization(keys[None], values[None])
+            layer.keys[place, :, :length] = keys[:, :length]
+            layer.values[place, :, :length] = values[:, :length]
+
+    def _used(self) -> list[RowLayer]:
+        return [layer for layer in self.layers if layer.is_initialized]

@@ -1,7 +1,7 @@
 """The one decode loop: rows in, token steps out, many answers in one batch. Knows no estimator, no thread, no page.
 
-`step()` is one forward of everything: a chunk of the prompt that is being read, and one token of every running row.
-Rows join and leave between steps. Row state lives here; keys and values live in the `Forward`.
+`step()` is one forward of everything: one token of every running row, and a chunk of one prompt that is being read.
+Rows join and leave between steps. Keys and values live in the `Forward`, rows and their places in the `Batch`.
 """
 
 from __future__ import annotations
@@ -10,61 +10,59 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from uqchat.engine.backend import Event, FinishEvent, Request, StepEvent
+from uqchat.engine.capture import Capture, available_signals, join
 from uqchat.engine.forward import Forward, make_forward
+from uqchat.engine.memory import check_memory, free_memory
+from uqchat.engine.prefix import PrefixStore
+from uqchat.engine.rows import Batch, Row, Score
 from uqchat.engine.sampling import sample
 from uqchat.engine.scores import NUM_ALTERNATIVES, StepScores, Vocabulary, end_ids_of, score_logits
-from uqchat.engine.text import AnswerText, Detokenizer, Piece, find_reasoning_tags
-from uqchat.types import Alternative, FinishReason, Signals, Timings, TokenStep
+from uqchat.engine.text import AnswerText, Detokenizer, find_reasoning_tags
+from uqchat.types import FinishReason, Signals, StepSignals
 
 PREFILL_CHUNK = 512  # prompt tokens read per step, so that a long prompt does not freeze the others
 MAX_ROWS = 16  # rows that decode together; beyond about ten, one more is no longer nearly free
-
-
-@dataclass
-class Row:
-    """One answer under way."""
-
-    key: int
-    request: Request
-    text: AnswerText
-    generator: torch.Generator | None
-    unread: list[int]  # prompt and forced ids that the model has not seen
-    length: int = 0  # positions that the cache holds
-    next_id: int = -1
-    index: int = 0
-    new_tokens: int = 0
-    scores: deque[tuple[float, float, tuple[Alternative, ...]]] = field(default_factory=deque)
-    seen: list[int] = field(default_factory=list)  # ids of prompt and answer, for the repetition penalty
-    added: float = field(default_factory=time.perf_counter)
-    started: float = 0.0
-    first_token: float = 0.0
+MAX_PREFIX_BYTES = 2**30  # saved beginnings of conversations
+MAX_LAGS = 64  # attention lags that may be asked for
 
 
 class Engine:
     """Drives a transformers causal language model; the local `Backend`.
 
     Not thread-safe and needs no thread: one owner calls `add`, `step` and `remove`, or drains `stream`.
+
+    Args:
+        memory: bytes that keys and values may take, at most a quarter of it for saved prefixes; None takes 80 % of
+            what is free now.
     """
 
-    signals = Signals(top_n=NUM_ALTERNATIVES, entropy=True)
-
-    def __init__(self, model: PreTrainedModel, tokenizer: Any, forward: Forward | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: Any, forward: Forward | None = None, memory: int | None = None
+    ) -> None:
         self.model = model
         self.forward = forward or make_forward(model)
         self.vocabulary = Vocabulary(tokenizer, end_ids_of(model, tokenizer))
         self.tags = find_reasoning_tags(getattr(tokenizer, "chat_template", None), tokenizer.get_vocab())
-        self._waiting: deque[Row] = deque()
-        self._reading: Row | None = None
-        self._running: list[Row] = []
+        self.memory = free_memory(model.device) * 4 // 5 if memory is None else memory
+        self.prefixes = PrefixStore(min(self.memory // 4, MAX_PREFIX_BYTES))
+        self.batch = Batch(self.forward)
+        self.waiting: deque[Row] = deque()
         self._next_key = 0
         self._pid = os.getpid()
+        layers, has_attention = available_signals(model)
+        lags = MAX_LAGS if has_attention and self.forward.is_chunkable else 0
+        size = model.config.get_text_config().vocab_size
+        self.signals = Signals(top_n=size, entropy=True, hidden_layers=layers, attention_lags=lags)
 
     # ---- the plain generator
 
@@ -75,11 +73,11 @@ class Engine:
         try:
             while pending:
                 for event in self.step():
+                    if event.key not in keys:
+                        continue
                     if isinstance(event, FinishEvent):
                         pending.discard(event.key)
-                        yield FinishEvent(keys[event.key], event.reason, event.timings, event.error)
-                    elif event.key in keys:
-                        yield StepEvent(keys[event.key], event.step)
+                    yield replace(event, key=keys[event.key])
         finally:
             for key in pending:
                 self.remove(key)
@@ -89,101 +87,132 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._waiting or self._reading or self._running)
-
-    @property
-    def num_rows(self) -> int:
-        """Rows that are reading or running."""
-        return len(self._running) + (self._reading is not None)
+        return bool(self.waiting or len(self.batch))
 
     def add(self, request: Request) -> int:
-        """Put an answer into the batch; returns its key."""
+        """Put an answer into the batch; returns its key.
+
+        Raises:
+            InputError: it could never fit into the memory for keys and values; the text has the numbers.
+        """
+        check_memory(self.forward, request, self.memory - self.prefixes.max_bytes)
         key, self._next_key = self._next_key, self._next_key + 1
         config = request.generation
         generator = None
         if config.temperature > 0:
             generator = torch.Generator(self.model.device).manual_seed(config.seed)
         text = AnswerText(Detokenizer(self.vocabulary.decode), config.stop_strings, self.tags, request.open_tag)
-        ids = [*request.prompt_ids, *request.forced_ids]
-        self._waiting.append(Row(key, request, text, generator, ids, seen=list(request.prompt_ids)))
+        self.waiting.append(Row(key, request, text, self.vocabulary.end_ids, generator, ids=list(request.prompt_ids)))
         return key
 
     def remove(self, key: int) -> list[Event]:
         """Take a row out at once; what its text still held back comes out as events, then its end."""
-        for row in self._rows():
+        for row in [*self.batch.running, *self.batch.reading, *self.waiting]:
             if row.key == key:
                 with torch.inference_mode():
                     return self._finish(row, "cancelled")
         return []
 
-    def _rows(self) -> list[Row]:
-        return [*self._running, *([self._reading] if self._reading else []), *self._waiting]
-
     def reset(self) -> None:
         """Forget all rows and free their memory, after an error."""
-        self._waiting.clear()
-        self._reading, self._running = None, []
+        self.waiting.clear()
+        self.batch = Batch(self.forward)
+        self.prefixes.clear()
         self.forward.release()
 
     # ---- one step
 
     def step(self) -> list[Event]:
-        """One forward for the prompt being read, one for all running rows; the events of both."""
+        """One forward for all running rows, one for a prompt that is being read; the events of both."""
         if os.getpid() != self._pid:  # OpenMP's threads do not survive a fork
             self._pid = os.getpid()
             torch.set_num_threads(1)
         with torch.inference_mode():
             return [*self._decode(), *self._read()]
 
-    def _read(self) -> list[Event]:
-        if self._reading is None and self._waiting and len(self._running) < MAX_ROWS:
-            self._reading = self._waiting.popleft()
-            self._reading.started = time.perf_counter()
-        row = self._reading
-        if row is None:
-            return []
-        chunk = row.unread[:PREFILL_CHUNK] if self.forward.is_chunkable else row.unread
-        is_last = len(chunk) == len(row.unread)
-        # Logits at a position predict the next id: those from the last prompt position on are wanted.
-        wanted = min(len(chunk), len(row.request.forced_ids) - (len(row.unread) - len(chunk)) + 1)
-        logits = self.forward.prefill(len(self._running), row.length, chunk, max(wanted, 0)).float()
-        row.unread, row.length = row.unread[len(chunk) :], row.length + len(chunk)
-        events = self._take_forced(row, logits[:-1] if is_last else logits)
-        if is_last:
-            self._reading = None
-            self._running.append(row)
-            events += self._start(row, logits[-1:])
-        return events
-
-    def _take_forced(self, row: Row, logits: torch.Tensor) -> list[Event]:
-        if not len(logits):
-            return []
-        ids = row.request.forced_ids[row.index + len(row.scores) :][: len(logits)]
-        scores = score_logits(logits, torch.tensor(ids, device=logits.device))
-        events: list[Event] = []
-        for position, token_id in enumerate(ids):
-            events += self._push(row, token_id, scores, position)
-        return events
-
-    def _start(self, row: Row, logits: torch.Tensor) -> list[Event]:
-        """The prompt is read: the first new token, or the end when none is wanted."""
-        forced = row.request.forced_ids
-        reason = self._reason(row, forced[-1]) if forced else None
-        if reason or row.request.generation.max_new_tokens == 0:
-            return self._finish(row, reason or "length")
-        return self._advance([row], logits)
-
     def _decode(self) -> list[Event]:
-        if not self._running:
+        rows = list(self.batch.running)
+        if not rows:
             return []
-        rows = list(self._running)
         ids = torch.tensor([row.next_id for row in rows], device=self.model.device)
-        logits = self.forward.decode([row.length for row in rows], ids).float()
+        capture = self._capture(rows, 1)
+        with self._adapters(rows):
+            logits = self.forward.decode([row.length for row in rows], ids, capture).float()
         for row in rows:
             row.length += 1
-        return self._advance(rows, logits)
+        return self._advance(rows, logits, [self._signals(row, capture, i, -1) for i, row in enumerate(rows)])
 
-    def _advance(self, rows: Sequence[Row], logits: torch.Tensor) -> list[Event]:
+    def _admit(self) -> None:
+        """Begin to read waiting rows while there are places and memory for them."""
+        while self.waiting and len(self.batch) < MAX_ROWS and self._fits(self.waiting[0]):
+            row = self.waiting.popleft()
+            row.started = time.perf_counter()
+            self.batch.reading.append(row)
+            saved, length = self.prefixes.find(row.to_read[: row.num_reused], row.request.adapter)
+            if saved is not None:
+                self.forward.load(self.batch.place(row), saved, length)
+                row.length = length
+
+    def _fits(self, row: Row) -> bool:
+        rows = [row, *self.batch.running, *self.batch.reading]
+        longest = max(len(r.to_read) + r.request.generation.max_new_tokens for r in rows)
+        return len(rows) == 1 or self.forward.bytes_for(longest) * len(rows) <= self.memory - self.prefixes.max_bytes
+
+    def _read(self) -> list[Event]:
+        """One chunk of one prompt, in turn, so that a short prompt does not wait for a long one."""
+        self._admit()
+        if not self.batch.reading:
+            return []
+        row = min(self.batch.reading, key=lambda r: (r.length, r.key))
+        unread = row.to_read[row.length :]
+        chunk = unread[:PREFILL_CHUNK] if self.forward.is_chunkable else unread
+        is_last = len(chunk) == len(unread)
+        # Logits at a position predict the next id: those from the last prompt position on are wanted.
+        wanted = max(0, min(len(chunk), len(row.request.forced_ids) - (len(unread) - len(chunk)) + 1))
+        is_all = row.request.signals.prompt_rows
+        capture = self._capture([row], len(chunk) if is_all else wanted)
+        with self._adapters([row]):
+            logits = self.forward.prefill(self.batch.place(row), row.length, chunk, wanted, capture).float()
+        row.length += len(chunk)
+        self._keep_prompt(row, capture, len(chunk) - wanted)
+        signals = [self._signals(row, capture, 0, i - wanted) for i in range(wanted)]
+        if not is_last:
+            return self._take_forced(row, logits, signals)
+        events = self._take_forced(row, logits[:-1], signals[:-1])
+        self.batch.start(row)
+        return events + self._start(row, logits[-1:], signals[-1:])
+
+    def _take_forced(self, row: Row, logits: torch.Tensor, signals: list[StepSignals | None]) -> list[Event]:
+        if not len(logits):
+            return []
+        taken = len(row.ids) - len(row.request.prompt_ids)
+        ids = row.request.forced_ids[taken : taken + len(logits)]
+        scores = self._score([row], logits, torch.tensor(ids, device=logits.device))
+        return [e for i, token_id in enumerate(ids) for e in self._push(row, token_id, scores, i, signals[i])]
+
+    def _start(self, row: Row, logits: torch.Tensor, signals: list[StepSignals | None]) -> list[Event]:
+        """The prompt is read: the first new token of this row and of those that read the same, or the end."""
+        forced = row.request.forced_ids
+        reason = row.reason_to_end(forced[-1]) if forced else None
+        if reason or row.request.generation.max_new_tokens == 0:
+            return self._finish(row, reason or "length")
+        twins = [] if forced or row.request.signals.has_tensors else self._take_twins(row)
+        rows = [row, *twins]
+        return self._advance(rows, logits.expand(len(rows), -1), signals * len(rows))
+
+    def _take_twins(self, row: Row) -> list[Row]:
+        """Waiting rows with this very prompt join with a copy of its keys and values."""
+        found = [w for w in self.waiting if w.request.is_twin_of(row.request)]
+        found = found[: max(0, MAX_ROWS - len(self.batch))]
+        for twin in found:
+            self.waiting.remove(twin)
+            twin.started = time.perf_counter()
+            self.batch.clone(row, twin)
+        return found
+
+    # ---- tokens
+
+    def _advance(self, rows: Sequence[Row], logits: torch.Tensor, signals: list[StepSignals | None]) -> list[Event]:
         """Sample, score and hand out one token of each row; ends the rows that are done."""
         chosen = sample(
             logits,
@@ -191,72 +220,67 @@ class Engine:
             [row.generator for row in rows],
             [self._history(row) for row in rows],
         )
-        scores = score_logits(logits, chosen)
+        scores = self._score(rows, logits, chosen)
         events: list[Event] = []
-        for position, (row, token_id) in enumerate(zip(rows, chosen.tolist(), strict=True)):
+        for i, (row, token_id) in enumerate(zip(rows, chosen.tolist(), strict=True)):
             row.next_id = token_id
             row.new_tokens += 1
-            events += self._push(row, token_id, scores, position)
-            reason = self._reason(row, token_id)
+            events += self._push(row, token_id, scores, i, signals[i])
+            reason = row.reason_to_end(token_id)
             events += self._finish(row, reason) if reason else []
         return events
 
+    def _score(self, rows: Sequence[Row], logits: torch.Tensor, chosen: torch.Tensor) -> StepScores:
+        return score_logits(logits, chosen, max(NUM_ALTERNATIVES, *(row.request.signals.top_n for row in rows)))
+
     def _history(self, row: Row) -> torch.Tensor | None:
         is_penalised = row.request.generation.repetition_penalty != 1
-        return torch.tensor(row.seen, device=self.model.device) if is_penalised else None
+        return torch.tensor(row.ids, device=self.model.device) if is_penalised else None
 
-    def _reason(self, row: Row, token_id: int) -> FinishReason | None:
-        if token_id in self.vocabulary.end_ids:
-            return "stop"
-        if row.text.is_stopped:
-            return "stop_string"
-        return "length" if row.new_tokens >= row.request.generation.max_new_tokens else None
-
-    def _push(self, row: Row, token_id: int, scores: StepScores, position: int) -> list[Event]:
-        alternatives = self.vocabulary.alternatives(scores.top_ids[position], scores.top_logprobs[position])
-        row.scores.append((scores.logprob[position], scores.entropy[position], alternatives))
-        row.seen.append(token_id)
-        row.first_token = row.first_token or time.perf_counter() - row.started
-        return [self._event(row, piece) for piece in row.text.push(token_id)]
-
-    def _event(self, row: Row, piece: Piece) -> StepEvent:
-        logprob, entropy, alternatives = row.scores.popleft()
-        is_end = piece.token_id in self.vocabulary.end_ids
-        step = TokenStep(
-            row.index,
-            piece.token_id,
-            piece.text,
-            piece.span,
-            logprob,
-            entropy,
-            alternatives,
-            piece.is_reasoning,
-            is_end,
-        )
-        row.index += 1
-        return StepEvent(row.key, step)
+    def _push(
+        self, row: Row, token_id: int, scores: StepScores, at: int, signals: StepSignals | None
+    ) -> list[StepEvent]:
+        logprobs, top_n = scores.top_logprobs[at], row.request.signals.top_n
+        if top_n > NUM_ALTERNATIVES:
+            more = torch.tensor(logprobs[:top_n], device=self.model.device)
+            signals = replace(signals or StepSignals(), top_logprobs=more)
+        ids = scores.top_ids[at][:NUM_ALTERNATIVES]
+        alternatives = self.vocabulary.alternatives(ids, logprobs[:NUM_ALTERNATIVES])
+        return row.push(token_id, Score(scores.logprob[at], scores.entropy[at], alternatives, signals))
 
     def _finish(self, row: Row, reason: FinishReason) -> list[Event]:
-        events: list[Event] = [self._event(row, piece) for piece in row.text.flush()]
-        now = time.perf_counter()
-        started = row.started or now
-        timings = Timings(started - row.added, row.first_token, now - started)
+        events = row.end(reason)
+        if row in self.batch.running and self.prefixes.max_bytes:
+            saved = self.forward.save(self.batch.place(row), row.length)
+            if saved is not None:
+                self.prefixes.put(row.ids[: row.length], saved, row.request.adapter)
         self._leave(row)
-        return [*events, FinishEvent(row.key, reason, timings)]
+        return events
 
     def _leave(self, row: Row) -> None:
-        """Close the gap that the row leaves: decoding rows stay at the first places, the one being read behind them."""
-        if row in self._waiting:
-            self._waiting.remove(row)
-        elif row is self._reading:
-            self._reading = None
-        elif row in self._running:
-            place, last = self._running.index(row), len(self._running) - 1
-            if place < last:
-                self.forward.move(last, place, self._running[last].length)
-                self._running[place] = self._running[last]
-            self._running.pop()
-            if self._reading is not None and self._reading.length:
-                self.forward.move(last + 1, last, self._reading.length)
+        if row in self.waiting:
+            self.waiting.remove(row)
+        self.batch.leave(row)
         if not self.has_work:
             self.forward.release()
+
+    # ---- signals
+
+    def _capture(self, rows: Sequence[Row], num_rows: int) -> Capture | None:
+        signals = reduce(or_, (row.request.signals for row in rows))
+        return Capture(signals, num_rows) if signals.has_tensors and num_rows else None
+
+    def _signals(self, row: Row, capture: Capture | None, sequence: int, at: int) -> StepSignals | None:
+        if capture is None or not row.request.signals.has_tensors:
+            return None
+        signals = capture.at(sequence, at, row.request.signals)
+        if row.prompt_parts:
+            signals, row.prompt_parts = replace(signals, prompt=join(row.prompt_parts)), []
+        return signals
+
+    def _keep_prompt(self, row: Row, capture: Capture | None, count: int) -> None:
+        if capture is not None and row.request.signals.prompt_rows and count:
+            row.prompt_parts.append(capture.at(0, slice(0, count), row.request.signals))
+
+    def _adapters(self, rows: Sequence[Row]) -> AbstractContextManager[None]:
+        return nullcontext()

@@ -1,51 +1,75 @@
 """The model's forward under the decode loop: ids in, raw logits out, keys and values kept by place.
 
-Two ways, one interface: `BatchedForward` runs all decoding rows in one forward of any full-attention model;
-`SequentialForward` runs row after row with the model's own cache, for architectures whose state cannot be shared.
+Two ways, one interface: `BatchedForward` runs all decoding rows in one forward of any model whose layers attend to
+keys (all of them or a sliding window); `SequentialForward` runs row after row with the model's own cache, for
+architectures whose state cannot be shared.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from uqchat.engine.cache import Place, RowCache
+from uqchat.engine.cache import KeysAndValues, Place, RowCache
+from uqchat.engine.capture import Capture, capturing
+
+Mask = torch.Tensor | dict[str, torch.Tensor | None] | None
 
 
 class Forward(Protocol):
-    """Places 0..n-1 hold the decoding rows; the row being prefilled sits at place n."""
+    """Decoding rows sit at places 0..n-1, rows whose prompt is being read behind them."""
 
     is_chunkable: bool
-    """Whether a prompt may be read in several calls."""
+    """Whether a prompt may be read in several calls, and a saved prefix be loaded."""
 
-    def prefill(self, place: int, start: int, ids: Sequence[int], keep: int) -> torch.Tensor:
+    def prefill(
+        self, place: int, start: int, ids: Sequence[int], keep: int, capture: Capture | None = None
+    ) -> torch.Tensor:
         """Run ids at positions start..; returns the last `keep` rows of logits, (keep, V)."""
 
-    def decode(self, lengths: Sequence[int], ids: torch.Tensor) -> torch.Tensor:
+    def decode(self, lengths: Sequence[int], ids: torch.Tensor, capture: Capture | None = None) -> torch.Tensor:
         """One id, (n,), for each of the first n places, which hold `lengths` positions; returns logits (n, V)."""
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Put the row at `source` to `target`."""
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Put a copy of a row's first `length` positions to another place."""
+
+    def swap(self, first: int, second: int, length: int) -> None:
+        """Exchange two rows of at most `length` positions."""
+
+    def save(self, place: int, length: int) -> KeysAndValues | None:
+        """A copy of a row's state, or None where states cannot be used again."""
+
+    def load(self, place: int, saved: KeysAndValues, length: int) -> None:
+        """Put the first `length` positions of a saved state to a place."""
+
+    def bytes_for(self, length: int) -> int:
+        """Memory of one row of so many positions; 0 when unknown."""
 
     def release(self) -> None:
         """Free all rows."""
 
 
 def make_forward(model: PreTrainedModel) -> Forward:
-    """The batched forward where every layer is plain causal attention, else the sequential one."""
-    return BatchedForward(model) if is_full_attention(model) else SequentialForward(model)
+    """The batched forward where every layer keeps plain keys and values, else the sequential one."""
+    return BatchedForward(model) if is_batchable(model) else SequentialForward(model)
 
 
-def is_full_attention(model: PreTrainedModel) -> bool:
-    """Whether every layer attends to all earlier positions (no sliding window, no recurrent state)."""
-    layers = DynamicCache(config=model.config).layers
-    names = {type(layer).__name__ for layer in layers}
-    return bool(layers) and names == {"DynamicLayer"} and getattr(model, "_supports_sdpa", False)
+def is_batchable(model: PreTrainedModel) -> bool:
+    """Whether every layer is causal attention over all keys or over a sliding window, through torch's sdpa."""
+    names = {type(layer).__name__ for layer in DynamicCache(config=model.config).layers}
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    return (
+        bool(names)
+        and names <= {"DynamicLayer", "DynamicSlidingWindowLayer"}
+        and kinds <= {"full_attention", "sliding_attention"}
+        and model.config.get_text_config()._attn_implementation == "sdpa"
+    )
 
 
 class BatchedForward:
@@ -54,56 +78,95 @@ class BatchedForward:
     is_chunkable = True
 
     def __init__(self, model: PreTrainedModel) -> None:
+        config = model.config.get_text_config()
         self.model = model
-        self.cache = RowCache(model.config.get_text_config().num_hidden_layers)
+        self.cache = RowCache(config.num_hidden_layers)
+        kinds = getattr(config, "layer_types", None) or ()
+        self._is_mixed = "sliding_attention" in kinds  # such models take one mask for each kind of layer
+        layers = DynamicCache(config=model.config).layers
+        self._sliding = min(
+            (layer.sliding_window for layer in layers if hasattr(layer, "sliding_window")), default=None
+        )
 
-    def prefill(self, place: int, start: int, ids: Sequence[int], keep: int) -> torch.Tensor:
+    def prefill(
+        self, place: int, start: int, ids: Sequence[int], keep: int, capture: Capture | None = None
+    ) -> torch.Tensor:
         """See `Forward.prefill`."""
         self.cache.reserve(place + 1, start + len(ids) + 1)
         self.cache.place = Place(place, [start])
-        device = self.model.device
-        input_ids = torch.tensor([ids], device=device)
-        positions = torch.arange(start, start + len(ids), device=device)[None]
-        mask = None if start == 0 else self._causal(start, len(ids))
-        logits = self._run(input_ids, positions, mask, max(keep, 1))  # 0 would mean all of them
+        positions = torch.arange(start, start + len(ids), device=self.model.device)[None]
+        input_ids = torch.tensor([ids], device=self.model.device)
+        mask = self._mask(positions, start + len(ids), is_needed=start > 0)
+        logits = self._run(input_ids, positions, mask, max(keep, 1), capture)  # 0 would mean all of them
         return logits[0, logits.shape[1] - keep :]
 
-    def decode(self, lengths: Sequence[int], ids: torch.Tensor) -> torch.Tensor:
+    def decode(self, lengths: Sequence[int], ids: torch.Tensor, capture: Capture | None = None) -> torch.Tensor:
         """See `Forward.decode`."""
         longest = max(lengths)
-        self.cache.reserve(len(lengths), longest + 1)
-        positions = torch.tensor(lengths, device=self.model.device)
         is_ragged = min(lengths) != longest
-        self.cache.place = Place(0, list(lengths), positions if is_ragged else None)
-        mask = None
-        if is_ragged:  # (B, 1, 1, longest + 1)
-            mask = (torch.arange(longest + 1, device=positions.device) <= positions[:, None])[:, None, None]
-        return self._run(ids[:, None], positions[:, None], mask, 1)[:, -1]
+        self.cache.reserve(len(lengths), longest + 1)
+        positions = torch.tensor(lengths, device=self.model.device)[:, None]
+        self.cache.place = Place(0, list(lengths), positions[:, 0] if is_ragged else None)
+        if capture is not None:
+            capture.positions = positions
+        mask = self._mask(positions, longest + 1, is_needed=is_ragged)
+        return self._run(ids[:, None], positions, mask, 1, capture)[:, -1]
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """See `Forward.move`."""
-        self.cache.move(source, target, length)
+    def copy(self, source: int, target: int, length: int) -> None:
+        """See `Forward.copy`."""
+        self.cache.reserve(max(source, target) + 1, length)
+        self.cache.copy(source, target, length)
+
+    def swap(self, first: int, second: int, length: int) -> None:
+        """See `Forward.swap`."""
+        self.cache.reserve(max(first, second) + 1, length)
+        self.cache.swap(first, second, length)
+
+    def save(self, place: int, length: int) -> KeysAndValues | None:
+        """See `Forward.save`."""
+        return self.cache.save(place, length)
+
+    def load(self, place: int, saved: KeysAndValues, length: int) -> None:
+        """See `Forward.load`."""
+        self.cache.reserve(place + 1, length)
+        self.cache.load(place, saved, length)
+
+    def bytes_for(self, length: int) -> int:
+        """See `Forward.bytes_for`."""
+        config = self.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return 2 * config.num_hidden_layers * heads * size * self.model.dtype.itemsize * length
 
     def release(self) -> None:
         """See `Forward.release`."""
         self.cache.release()
 
-    def _causal(self, start: int, length: int) -> torch.Tensor:
-        device = self.model.device
-        keys = torch.arange(start + length, device=device)
-        return (keys <= torch.arange(start, start + length, device=device)[:, None])[None, None]
+    def _mask(self, positions: torch.Tensor, total: int, is_needed: bool) -> Mask:
+        """What queries at `positions` (B, Q) may see of `total` keys; None where the kernel's own causal mask does."""
+        is_sliding = self._sliding is not None and total > self._sliding
+        if not is_needed and not is_sliding:
+            return None
+        distance = positions[:, :, None] - torch.arange(total, device=positions.device)
+        full = (distance >= 0)[:, None]  # (B, 1, Q, K)
+        if not is_sliding:
+            return full if not self._is_mixed else {"full_attention": full, "sliding_attention": full}
+        sliding = full & (distance < self._sliding)[:, None]
+        return {"full_attention": full, "sliding_attention": sliding} if self._is_mixed else sliding
 
     def _run(
-        self, input_ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, keep: int
+        self, input_ids: torch.Tensor, positions: torch.Tensor, mask: Mask, keep: int, capture: Capture | None
     ) -> torch.Tensor:
-        return self.model(
-            input_ids=input_ids,
-            position_ids=positions,
-            attention_mask=mask,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        ).logits
+        with capturing(self.model, capture) as extra:
+            return self.model(
+                input_ids=input_ids,
+                position_ids=positions,
+                attention_mask=mask,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=keep,
+                **extra,
+            ).logits
 
 
 class SequentialForward:
@@ -118,24 +181,50 @@ class SequentialForward:
         self._cache_name = "cache_params" if "cache_params" in accepted else "past_key_values"
         self._can_keep = "logits_to_keep" in accepted
 
-    def prefill(self, place: int, start: int, ids: Sequence[int], keep: int) -> torch.Tensor:
+    def prefill(
+        self, place: int, start: int, ids: Sequence[int], keep: int, capture: Capture | None = None
+    ) -> torch.Tensor:
         """See `Forward.prefill`."""
         self.caches[place] = DynamicCache(config=self.model.config)
-        logits = self._run(place, torch.tensor([ids], device=self.model.device), keep)
+        logits = self._run(place, torch.tensor([ids], device=self.model.device), max(keep, 1), capture)
         return logits[0, logits.shape[1] - keep :]
 
-    def decode(self, lengths: Sequence[int], ids: torch.Tensor) -> torch.Tensor:
+    def decode(self, lengths: Sequence[int], ids: torch.Tensor, capture: Capture | None = None) -> torch.Tensor:
         """See `Forward.decode`."""
-        return torch.cat([self._run(place, ids[place, None, None], 1)[:, -1] for place in range(len(lengths))])
+        parts, hidden = [], []
+        for place in range(len(lengths)):
+            parts.append(self._run(place, ids[place, None, None], 1, capture)[:, -1])
+            hidden.append(dict(capture.hidden) if capture else {})
+        if capture is not None:
+            capture.hidden = {layer: torch.cat([h[layer] for h in hidden]) for layer in hidden[0]}
+        return torch.cat(parts)
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """See `Forward.move`."""
-        self.caches[target] = self.caches.pop(source)
+    def copy(self, source: int, target: int, length: int) -> None:
+        """See `Forward.copy`."""
+        self.caches[target] = deepcopy(self.caches[source])
+
+    def swap(self, first: int, second: int, length: int) -> None:
+        """See `Forward.swap`."""
+        old = {place: self.caches.pop(place, None) for place in (first, second)}
+        self.caches |= {new: cache for new, cache in ((first, old[second]), (second, old[first])) if cache is not None}
+
+    def save(self, place: int, length: int) -> KeysAndValues | None:
+        """See `Forward.save`."""
+        return None
+
+    def load(self, place: int, saved: KeysAndValues, length: int) -> None:
+        """See `Forward.load`."""
+        raise AssertionError("nothing is ever saved")
+
+    def bytes_for(self, length: int) -> int:
+        """See `Forward.bytes_for`."""
+        return 0
 
     def release(self) -> None:
         """See `Forward.release`."""
         self.caches.clear()
 
-    def _run(self, place: int, input_ids: torch.Tensor, keep: int) -> torch.Tensor:
+    def _run(self, place: int, input_ids: torch.Tensor, keep: int, capture: Capture | None) -> torch.Tensor:
         options = {self._cache_name: self.caches[place]} | ({"logits_to_keep": keep} if self._can_keep else {})
-        return self.model(input_ids=input_ids, use_cache=True, **options).logits
+        with capturing(self.model, capture) as extra:
+            return self.model(input_ids=input_ids, use_cache=True, **options, **extra).logits

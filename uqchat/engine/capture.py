@@ -1,0 +1,114 @@
+"""Hidden states and attention windows of one forward, for the rows that are wanted. Knows no estimator.
+
+Nothing is installed while nobody asks. Hooks keep the wanted rows of the wanted layers only, so a long prompt leaves
+no T x D states of all layers behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from uqchat.engine.attention import NAME, AttentionWindow
+from uqchat.types import Signals, StepSignals
+
+
+@dataclass
+class Capture:
+    """What one forward is to keep: the last `rows` positions of every sequence in it."""
+
+    signals: Signals
+    rows: int
+    positions: torch.Tensor | None = None  # (B, R) key index of those rows; None: they are the last keys
+    hidden: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> (B, R, D)
+    window: AttentionWindow | None = None
+
+    def at(self, sequence: int, row: int | slice, wanted: Signals) -> StepSignals:
+        """The part of it that one request asked for, copied so that no larger tensor is kept alive."""
+        hidden = {layer: self.hidden[layer][sequence, row].clone() for layer in wanted.hidden_layers}
+        attention, layers = None, ()
+        if wanted.attention_lags and self.window is not None:
+            recorded = sorted(self.window.weights)
+            layers = tuple(recorded if wanted.attention_layers is None else wanted.attention_layers)
+            picked = [self.window.weights[layer][sequence, :, row, : wanted.attention_lags] for layer in layers]
+            attention = torch.stack(picked)  # (layers, H, [R,] lags)
+            attention = attention if isinstance(row, int) else attention.permute(2, 0, 1, 3).contiguous()
+        return StepSignals(hidden, attention, layers)
+
+
+def available_signals(model: PreTrainedModel) -> tuple[tuple[int, ...], bool]:
+    """Hidden layers that can be read, and whether attention windows can."""
+    config = model.config.get_text_config()
+    layers = find_blocks(model)
+    softcap = getattr(config, "attn_logit_softcapping", None)
+    is_plain = softcap is None and hasattr(config, "num_attention_heads") and config._attn_implementation == "sdpa"
+    has_attention = is_plain and getattr(model, "_supports_attention_backend", False)
+    return tuple(range(len(layers) + 1)) if layers else (), bool(has_attention)
+
+
+def find_blocks(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """The decoder's blocks, in order; empty when the model keeps them somewhere unknown."""
+    decoder = model.get_decoder()
+    for name in ("layers", "h", "blocks"):
+        found = getattr(decoder, name, None)
+        if isinstance(found, torch.nn.ModuleList) and len(found) == model.config.get_text_config().num_hidden_layers:
+            return list(found)
+    return []
+
+
+@contextmanager
+def capturing(model: PreTrainedModel, capture: Capture | None) -> Iterator[dict[str, Any]]:
+    """Install what the capture needs around one forward; gives the extra arguments of that forward.
+
+    The model's own attention setting is back in place afterwards, whatever happens.
+    """
+    if capture is None:
+        yield {}
+        return
+    handles = _hook_hidden(model, capture)
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    extra: dict[str, Any] = {}
+    if capture.signals.attention_lags:
+        wanted = capture.signals.attention_layers
+        layers = None if wanted is None else frozenset(wanted)
+        capture.window = AttentionWindow(capture.signals.attention_lags, capture.rows, capture.positions, layers)
+        extra["attention_window"] = capture.window
+        config._attn_implementation_internal = NAME
+    try:
+        yield extra
+    finally:
+        config._attn_implementation_internal = before
+        for handle in handles:
+            handle.remove()
+
+
+def _hook_hidden(model: PreTrainedModel, capture: Capture) -> list[Any]:
+    blocks = find_blocks(model)
+
+    def keep(layer: int, states: torch.Tensor) -> None:
+        capture.hidden[layer] = states[:, -capture.rows :].detach()
+
+    def before_block(layer: int) -> Any:
+        return lambda module, args, kwargs: keep(layer, args[0] if args else kwargs["hidden_states"])
+
+    handles = []
+    for layer in capture.signals.hidden_layers:
+        if layer < len(blocks):
+            handles.append(blocks[layer].register_forward_pre_hook(before_block(layer), with_kwargs=True))
+        else:
+            hook = lambda module, args, output: keep(len(blocks), output[0])  # noqa: E731
+            handles.append(model.get_decoder().register_forward_hook(hook))
+    return handles
+
+
+def join(parts: Sequence[StepSignals]) -> StepSignals:
+    """A prompt's signals, read chunk by chunk, as one."""
+    hidden = {layer: torch.cat([part.hidden[layer] for part in parts]) for layer in parts[0].hidden}
+    windows = [part.attention for part in parts if part.attention is not None]
+    return StepSignals(hidden, torch.cat(windows) if windows else None, parts[0].attention_layers)

@@ -1,0 +1,69 @@
+"""Keys and values of what was read before, to be used again by the next turn. Knows no conversation, only ids."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from uqchat.engine.cache import KeysAndValues
+
+MIN_SHARED = 16  # a shorter common beginning is quicker read again than copied
+Key = tuple[str | None, tuple[int, ...]]  # adapter of the row, ids
+
+
+class PrefixStore:
+    """Saved rows by their ids, bounded in bytes; the least recently used goes first.
+
+    Args:
+        max_bytes: memory that all saved rows may take together.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+        self._rows: OrderedDict[Key, KeysAndValues] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def find(self, ids: Sequence[int], adapter: str | None = None) -> tuple[KeysAndValues | None, int]:
+        """The saved row with the longest common beginning, and its length; (None, 0) when none is worth it."""
+        best, shared = None, MIN_SHARED - 1
+        for key in self._rows:
+            if key[0] == adapter:
+                length = common_length(key[1], ids)
+                best, shared = (key, length) if length > shared else (best, shared)
+        if best is None:
+            return None, 0
+        self._rows.move_to_end(best)
+        return self._rows[best], shared
+
+    def put(self, ids: Sequence[int], saved: KeysAndValues, adapter: str | None = None) -> None:
+        """Keep a row; rows that it extends are dropped, as they hold nothing that it lacks."""
+        key = (adapter, tuple(ids))
+        for old in [k for k in self._rows if k[0] == adapter and k[1] == key[1][: len(k[1])]]:
+            self._drop(old)
+        self._rows[key] = saved
+        self.num_bytes += size_of(saved)
+        while self.num_bytes > self.max_bytes and self._rows:
+            self._drop(next(iter(self._rows)))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._rows.clear()
+        self.num_bytes = 0
+
+    def _drop(self, key: Key) -> None:
+        self.num_bytes -= size_of(self._rows.pop(key))
+
+
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
+
+
+def size_of(saved: KeysAndValues) -> int:
+    """Bytes of a saved row."""
+    return sum(tensor.nbytes for pair in saved for tensor in pair)

@@ -1,0 +1,162 @@
+"""The rows of a running batch and the places where their keys and values lie. Samples and scores nothing."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+import torch
+
+from uqchat.engine.backend import FinishEvent, Request, StepEvent
+from uqchat.engine.forward import Forward
+from uqchat.engine.text import AnswerText, Piece
+from uqchat.types import Alternative, FinishReason, StepSignals, Timings, TokenStep
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What is known of a token when it is chosen."""
+
+    logprob: float
+    entropy: float
+    alternatives: tuple[Alternative, ...]
+    signals: StepSignals | None = None
+
+
+@dataclass(eq=False)
+class Row:
+    """One answer under way."""
+
+    key: int
+    request: Request
+    text: AnswerText
+    end_ids: frozenset[int]
+    generator: torch.Generator | None = None
+    length: int = 0  # positions that the cache holds
+    next_id: int = -1
+    index: int = 0  # tokens handed out
+    new_tokens: int = 0
+    scores: deque[Score] = field(default_factory=deque)  # of tokens whose text is still held back
+    ids: list[int] = field(default_factory=list)  # prompt and answer so far
+    prompt_parts: list[StepSignals] = field(default_factory=list)  # signals of prompt positions, chunk by chunk
+    added: float = field(default_factory=time.perf_counter)
+    started: float = 0.0
+    first_token: float = 0.0
+
+    @property
+    def to_read(self) -> tuple[int, ...]:
+        """Prompt and forced ids: what the model reads before it writes."""
+        return self.request.prompt_ids + self.request.forced_ids
+
+    @property
+    def num_reused(self) -> int:
+        """How many positions a saved prefix may at most provide: the prompt's last one gives the first scores."""
+        return 0 if self.request.signals.prompt_rows else len(self.request.prompt_ids) - 1
+
+    def push(self, token_id: int, score: Score) -> list[StepEvent]:
+        """Take a chosen or given id; the tokens whose text is final now."""
+        self.ids.append(token_id)
+        self.scores.append(score)
+        self.first_token = self.first_token or time.perf_counter() - self.started
+        return [self._event(piece) for piece in self.text.push(token_id)]
+
+    def end(self, reason: FinishReason) -> list[StepEvent | FinishEvent]:
+        """The tokens that were held back, and the ending."""
+        now = time.perf_counter()
+        started = self.started or now
+        timings = Timings(started - self.added, self.first_token, now - started)
+        return [*map(self._event, self.text.flush()), FinishEvent(self.key, reason, timings)]
+
+    def reason_to_end(self, token_id: int) -> FinishReason | None:
+        """Why the answer ends after this id, or None when it goes on."""
+        if token_id in self.end_ids:
+            return "stop"
+        if self.text.is_stopped:
+            return "stop_string"
+        return "length" if self.new_tokens >= self.request.generation.max_new_tokens > 0 else None
+
+    def _event(self, piece: Piece) -> StepEvent:
+        score = self.scores.popleft()
+        step = TokenStep(
+            index=self.index,
+            token_id=piece.token_id,
+            text=piece.text,
+            span=piece.span,
+            logprob=score.logprob,
+            entropy=score.entropy,
+            alternatives=score.alternatives,
+            is_reasoning=piece.is_reasoning,
+            is_end=piece.token_id in self.end_ids,
+            signals=score.signals,
+        )
+        self.index += 1
+        return StepEvent(self.key, step)
+
+
+class Batch:
+    """Decoding rows at places 0..n-1, rows being read behind them, without gaps."""
+
+    def __init__(self, forward: Forward) -> None:
+        self.forward = forward
+        self.running: list[Row] = []
+        self.reading: list[Row] = []
+
+    def __len__(self) -> int:
+        return len(self.running) + len(self.reading)
+
+    def place(self, row: Row) -> int:
+        """Where the row's keys and values lie."""
+        if row in self.running:
+            return self.running.index(row)
+        return len(self.running) + self.reading.index(row)
+
+    def start(self, row: Row) -> None:
+        """The row has been read: it becomes the last of the running ones."""
+        first = self.reading[0]
+        if row is not first:
+            at = self.reading.index(row)
+            self.forward.swap(len(self.running), len(self.running) + at, max(row.length, first.length))
+            self.reading[0], self.reading[at] = row, first
+        self.running.append(self.reading.pop(0))
+
+    def clone(self, source: Row, twin: Row) -> None:
+        """Add a running row with a copy of the source's positions."""
+        free = len(self.running)
+        if self.reading:
+            first = self.reading.pop(0)
+            if first.length:
+                self.forward.copy(free, free + 1 + len(self.reading), first.length)
+            self.reading.append(first)
+        self.forward.copy(self.place(source), free, source.length)
+        twin.length = source.length
+        self.running.append(twin)
+
+    def leave(self, row: Row) -> None:
+        """Take a row out and close the gap: the last running row moves in, then the last one being read."""
+        if row in self.running:
+            gap = self.running.index(row)
+            last = self.running.pop()
+            if last is not row:
+                self.forward.copy(len(self.running), gap, last.length)
+                self.running[gap] = last
+            gap = len(self.running)
+        elif row in self.reading:
+            gap = self.place(row)
+            self.reading.remove(row)
+            if gap == len(self):
+                return
+            self.reading.insert(gap - len(self.running), self.reading.pop())
+            moved = self.reading[gap - len(self.running)]
+            self._bring(moved, len(self), gap)
+            return
+        else:
+            return
+        if self.reading:
+            moved = self.reading.pop()
+            self.reading.insert(0, moved)
+            self._bring(moved, len(self), gap)
+
+    def _bring(self, row: Row, source: int, target: int) -> None:
+        if row.length:
+            self.forward.copy(source, target, row.length)
