@@ -14,7 +14,7 @@ _SHORTCUTS = (
 _ROWS = "".join(f"<div><dt><kbd>{keys}</kbd></dt><dd>{text}</dd></div>" for keys, text in _SHORTCUTS)
 
 HELP_HTML = f"""
-<div class="uq-about">
+<div class="uq-about" role="region" aria-label="Help" tabindex="0">
 <h2>What the colours say</h2>
 <p>Each piece of an answer is tinted by how unsure the model was when it wrote it: blue is sure, orange and red are
 not. The line under a word says the same without colour.</p>
