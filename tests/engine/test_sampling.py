@@ -76,6 +76,20 @@ def test_frequencies_follow_the_softmax() -> None:
     assert ((counts / 10_000 - probs).abs() < error).all()
 
 
+def test_a_greedy_row_beside_a_warm_one_stays_greedy() -> None:
+    logits = torch.randn(2, 100)
+    settings = [GenerationConfig(), GenerationConfig(temperature=5.0)]
+    chosen = sample(logits, settings, [None, torch.Generator().manual_seed(1)], [None, None])
+    assert chosen[0] == logits[0].argmax()
+
+
+def test_a_token_without_probability_is_never_drawn() -> None:
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
+    generator = torch.Generator().manual_seed(0)
+    drawn = {sample(logits, [GenerationConfig(temperature=1.0)], [generator], [None]).item() for _ in range(200)}
+    assert drawn == {1, 3}
+
+
 def test_sampling_leaves_the_logits_as_they_were() -> None:
     logits = torch.randn(1, 40)
     before = logits.clone()

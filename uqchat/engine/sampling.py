@@ -28,21 +28,38 @@ def sample(
     Returns:
         (B,) int64 token ids.
     """
-    if all(s.temperature == 0 and s.repetition_penalty == 1 for s in settings):
+    rows = list(zip(settings, histories, strict=True))
+    if any(config.repetition_penalty != 1 for config in settings):
+        logits = torch.stack([_penalised(row, *rest) for row, rest in zip(logits, rows, strict=True)])
+    if all(config.temperature == 0 for config in settings):
         return logits.argmax(dim=-1)
-    rows = zip(logits, settings, generators, histories, strict=True)
-    return torch.stack([_sample_row(*row) for row in rows])
+    warm = torch.stack([_filtered(row, config) for row, config in zip(logits, settings, strict=True)])
+    drawn = draw(warm, generators)
+    is_greedy = torch.tensor([config.temperature == 0 for config in settings], device=logits.device)
+    return torch.where(is_greedy, logits.argmax(dim=-1), drawn)
 
 
-def _sample_row(
-    logits: torch.Tensor, config: GenerationConfig, generator: torch.Generator | None, history: torch.Tensor | None
-) -> torch.Tensor:
-    if config.repetition_penalty != 1 and history is not None:
-        logits = penalise_repetition(logits, history, config.repetition_penalty)
+def draw(logits: torch.Tensor, generators: Sequence[torch.Generator | None]) -> torch.Tensor:
+    """One id per row of (B, V) by inverting the cumulative distribution at one uniform number of the row's generator."""
+    cumulative = logits.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    device = logits.device
+    uniform = [
+        torch.rand(1, generator=g, dtype=torch.float64, device=device) if g else torch.zeros(1) for g in generators
+    ]
+    points = torch.stack([u.to(cumulative) for u in uniform]) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, points, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+
+
+def _penalised(logits: torch.Tensor, config: GenerationConfig, history: torch.Tensor | None) -> torch.Tensor:
+    if config.repetition_penalty == 1 or history is None:
+        return logits
+    return penalise_repetition(logits, history, config.repetition_penalty)
+
+
+def _filtered(logits: torch.Tensor, config: GenerationConfig) -> torch.Tensor:
     if config.temperature == 0:
-        return logits.argmax()
-    logits = filter_logits(logits / config.temperature, config.top_k, config.top_p, config.min_p)
-    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[0]
+        return logits
+    return filter_logits(logits / config.temperature, config.top_k, config.top_p, config.min_p)
 
 
 def penalise_repetition(logits: torch.Tensor, history: torch.Tensor, penalty: float) -> torch.Tensor:

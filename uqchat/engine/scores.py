@@ -30,11 +30,14 @@ def score_logits(logits: torch.Tensor, chosen: torch.Tensor, top_n: int = NUM_AL
         chosen: (B,) ids.
         top_n: alternatives per row, descending.
     """
-    log_probs = logits.log_softmax(dim=-1)
-    entropy = torch.special.entr(log_probs.exp()).sum(dim=-1)  # entr(0) = 0, so -inf logits do no harm
-    top = log_probs.topk(min(top_n, log_probs.shape[-1]), dim=-1)
-    picked = log_probs.gather(1, chosen[:, None])
-    floats = torch.cat([picked, entropy[:, None], top.values], dim=1).tolist()  # one transfer from the device
+    lse = logits.logsumexp(dim=-1, keepdim=True)
+    probs = (logits - lse).exp()
+    entropy = lse[:, 0] - (probs * logits).sum(dim=-1)  # -sum p log p, as sum p = 1
+    if not torch.isfinite(entropy).all():  # 0 * -inf, which counts 0
+        entropy = torch.special.entr(probs).sum(dim=-1)
+    top = logits.topk(min(top_n, logits.shape[-1]), dim=-1)
+    picked = logits.gather(1, chosen[:, None])
+    floats = torch.cat([picked - lse, entropy[:, None], top.values - lse], dim=1).tolist()  # one transfer
     return StepScores(
         [row[0] for row in floats],
         [max(row[1], 0.0) for row in floats],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -47,6 +49,8 @@ class Worker:
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="uqchat-model", daemon=True)
         self._thread.start()
+        # A script may just end: the thread must not be inside torch while the interpreter goes away.
+        atexit.register(_close_if_alive, weakref.ref(self))
 
     @property
     def num_open(self) -> int:
@@ -171,3 +175,9 @@ class Worker:
             job.events.put(FinishEvent(-1, "error", Timings(), error))
         self._active.clear()
         self._waiting.clear()
+
+
+def _close_if_alive(reference: weakref.ref[Worker]) -> None:
+    worker = reference()
+    if worker is not None:
+        worker.close()
