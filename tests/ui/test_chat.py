@@ -246,6 +246,14 @@ def test_the_settings_reach_the_model(tab: Tab) -> None:
     assert set(request.estimators) == {"entropy", "max_prob", "margin"}
 
 
+def test_after_a_restart_an_old_page_is_told_to_reload(tab: Tab) -> None:
+    tab.ask("Capital of France?")
+    tab.finish()
+    tab.page.chats.on_unload(tab.request)
+    with pytest.raises(gr.Error, match="restarted"):
+        tab.ask("And of Spain?")
+
+
 def test_a_browser_without_our_id_gets_one_and_is_refused_elsewhere(tab: Tab) -> None:
     fresh = tab.page.chats.on_load(FakeRequest("t"), "login:alice", None, "entropy", "absolute", "risk", [])
     assert len(tab.html(fresh, "user")) == 32

@@ -30,6 +30,7 @@ class ChatsHandlers:
         """The page opens: know the user again, show the chat that was open last, follow an answer under way."""
         with shown_to_user():
             kept = browser_id(kept)
+            self._services.sessions.of(request.session_hash).is_open = True
             user, session = self._services.who(request, kept)
             session.look(*view)
             self._show(user, session, last_chat if isinstance(last_chat, str) else None)

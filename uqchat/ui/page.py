@@ -62,7 +62,7 @@ def build_page(services: Services) -> Page:
         _connect_chats(page)
         _connect_views(page)
         gr.api(make_answer_endpoint(services.host, services.config), api_name="answer", concurrency_limit=None)
-    blocks.queue(max_size=None, default_concurrency_limit=None)
+    blocks.queue(max_size=None, default_concurrency_limit=None)  # the host limits how many questions may wait
     return page
 
 

@@ -11,7 +11,7 @@ import gradio as gr
 
 from uqchat.config import AppConfig
 from uqchat.conversation import Conversations
-from uqchat.errors import UqchatError
+from uqchat.errors import InputError, UqchatError
 from uqchat.host import ModelHost
 from uqchat.store import Store
 from uqchat.ui.examples import Examples, load_examples
@@ -31,8 +31,11 @@ class Services:
     sessions: Sessions = field(default_factory=Sessions)
 
     def who(self, request: gr.Request, kept: str | None) -> tuple[str, Session]:
-        """The user who asks and the tab that asks. Raises InputError if the user is unknown."""
-        return user_of(request, kept), self.sessions.of(request.session_hash)
+        """The user who asks and the tab that asks. Raises InputError if either is unknown."""
+        user, session = user_of(request, kept), self.sessions.of(request.session_hash)
+        if not session.is_open:
+            raise InputError("The app was restarted since this page was opened; reload the page. Your chats are kept.")
+        return user, session
 
 
 def open_services(config: AppConfig, host: ModelHost | None = None) -> Services:

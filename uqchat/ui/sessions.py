@@ -23,6 +23,8 @@ _MAX_SESSIONS = 10_000
 class Session:
     """One tab: the chat it shows, the token that is open, and how answers are drawn."""
 
+    is_open: bool = False
+    """Whether this server has opened the page; not so after a restart, when an old page is still on a screen."""
     chat_id: str | None = None
     selected: tuple[str, int] | None = None
     """Message id and token index in the inspector."""
