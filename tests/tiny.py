@@ -6,7 +6,15 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
 from transformers.models.mamba import MambaConfig
 
 from uqchat.models import LoadedModel
@@ -33,6 +41,15 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 CONFIGS: dict[str, Any] = {
     "llama": lambda **kw: LlamaConfig(num_key_value_heads=2, intermediate_size=64, **kw),
     "mistral": lambda **kw: MistralConfig(num_key_value_heads=2, intermediate_size=64, sliding_window=8, **kw),
+    "mixed": lambda **kw: Qwen2Config(
+        num_key_value_heads=2,
+        intermediate_size=64,
+        use_sliding_window=True,
+        sliding_window=8,
+        layer_types=["full_attention", "sliding_attention"],
+        **kw,
+    ),
+    "neox": lambda **kw: GPTNeoXConfig(intermediate_size=64, **kw),
     "gpt2": lambda **kw: GPT2Config(n_positions=kw.pop("max_position_embeddings"), **kw),
     "mamba": lambda **kw: MambaConfig(state_size=4, **{k: v for k, v in kw.items() if k != "max_position_embeddings"}),
 }

@@ -143,10 +143,13 @@ class Engine:
         return self._advance(rows, logits, [self._signals(row, capture, i, -1) for i, row in enumerate(rows)])
 
     def _admit(self) -> None:
-        """Begin to read waiting rows while there are places and memory for them."""
-        while self.waiting and len(self.batch) < MAX_ROWS and self._fits(self.waiting[0]):
-            row = self.waiting.popleft()
-            row.started = time.perf_counter()
+        """Begin to read waiting rows while there are places and memory; one of several that read the same."""
+        for row in list(self.waiting):
+            if any(row.request.is_twin_of(reader.request) for reader in self.batch.reading):
+                continue
+            if len(self.batch) >= MAX_ROWS or not self._fits(row):
+                return
+            self._take(row)
             self.batch.reading.append(row)
             saved, length = self.prefixes.find(row.to_read[: row.num_reused], row.request.adapter)
             if saved is not None:
@@ -196,19 +199,22 @@ class Engine:
         reason = row.reason_to_end(forced[-1]) if forced else None
         if reason or row.request.generation.max_new_tokens == 0:
             return self._finish(row, reason or "length")
-        twins = [] if forced or row.request.signals.has_tensors else self._take_twins(row)
-        rows = [row, *twins]
-        return self._advance(rows, logits.expand(len(rows), -1), signals * len(rows))
+        twins = self._take_twins(row)
+        return self._advance([row, *twins], logits.expand(1 + len(twins), -1), signals + [None] * len(twins))
 
     def _take_twins(self, row: Row) -> list[Row]:
         """Waiting rows with this very prompt join with a copy of its keys and values."""
-        found = [w for w in self.waiting if w.request.is_twin_of(row.request)]
-        found = found[: max(0, MAX_ROWS - len(self.batch))]
-        for twin in found:
-            self.waiting.remove(twin)
-            twin.started = time.perf_counter()
-            self.batch.clone(row, twin)
-        return found
+        twins = []
+        for twin in [w for w in self.waiting if w.request.is_twin_of(row.request)]:
+            if len(self.batch) < MAX_ROWS and self._fits(twin):
+                self._take(twin)
+                self.batch.clone(row, twin)
+                twins.append(twin)
+        return twins
+
+    def _take(self, row: Row) -> None:
+        self.waiting.remove(row)
+        row.started = time.perf_counter()
 
     # ---- tokens
 

@@ -40,13 +40,11 @@ def sample(
 
 
 def draw(logits: torch.Tensor, generators: Sequence[torch.Generator | None]) -> torch.Tensor:
-    """One id per row of (B, V) by inverting the cumulative distribution at one uniform number of the row's generator."""
+    """One id per row of (B, V): the cumulative distribution inverted at the row's own uniform number."""
     cumulative = logits.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
-    device = logits.device
-    uniform = [
-        torch.rand(1, generator=g, dtype=torch.float64, device=device) if g else torch.zeros(1) for g in generators
-    ]
-    points = torch.stack([u.to(cumulative) for u in uniform]) * cumulative[:, -1:]
+    options = {"dtype": torch.float64, "device": logits.device}
+    uniform = [torch.rand(1, generator=g, **options) if g else torch.zeros(1, **options) for g in generators]
+    points = torch.stack(uniform) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, points, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 

@@ -1,0 +1,159 @@
+"""Prefixes used again, prompts shared, prompts read in turn, memory refused in time."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from tests.engine.test_decode import drain, generated, greedy, ids_of, make_engine
+from uqchat.config import GenerationConfig
+from uqchat.engine import decode
+from uqchat.engine.backend import FinishEvent, Request, StepEvent
+from uqchat.engine.decode import Engine
+from uqchat.engine.prefix import PrefixStore, common_length
+from uqchat.errors import InputError
+
+LONG = "this conversation has gone on for a while already. "
+
+
+def count_read(engine: Engine) -> list[int]:
+    """Lengths of the chunks that the engine reads from now on."""
+    lengths: list[int] = []
+    original = engine.forward.prefill
+
+    def prefill(place: int, start: int, ids: tuple[int, ...], *rest: object) -> torch.Tensor:
+        lengths.append(len(ids))
+        return original(place, start, ids, *rest)
+
+    engine.forward.prefill = prefill
+    return lengths
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "mixed"])
+def test_the_next_turn_reads_only_what_is_new_and_says_the_same(kind: str) -> None:
+    engine = make_engine(kind)
+    first = ids_of(engine, LONG)
+    (steps,), _ = drain(engine, greedy(first, 10))
+    second = (*first, *(s.token_id for s in steps), *ids_of(engine, " and then?"))
+    fresh = generated(engine, second, 12)
+    read = count_read(engine)
+    (steps,), _ = drain(engine, greedy(second, 12))
+    assert [s.token_id for s in steps] == fresh
+    assert sum(read) <= len(ids_of(engine, " and then?")) + 1  # the newest answer token was never fed
+
+
+def test_an_edited_turn_reuses_the_common_beginning_only() -> None:
+    engine = make_engine()
+    drain(engine, greedy(ids_of(engine, LONG + "one way"), 8))
+    other = ids_of(engine, LONG + "another way")
+    expected = generated(engine, other, 8)
+    read = count_read(engine)
+    (steps,), _ = drain(engine, greedy(other, 8))
+    assert [s.token_id for s in steps] == expected
+    assert sum(read) == len(other) - len(ids_of(engine, LONG))
+
+
+def test_saved_prefixes_stay_within_their_bytes_and_the_oldest_goes() -> None:
+    def row(length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(torch.zeros(2, length, 4), torch.zeros(2, length, 4))]
+
+    one = 2 * 2 * 20 * 4 * 4
+    store = PrefixStore(3 * one)
+    ids = {name: tuple(range(start, start + 20)) for name, start in (("a", 0), ("b", 100), ("c", 200), ("d", 300))}
+    for name in "abc":
+        store.put(ids[name], row(20))
+    assert store.find(ids["a"])[1] == 20  # used last now
+    store.put(ids["d"], row(20))
+    assert store.find(ids["b"]) == (None, 0)
+    assert all(store.find(ids[name])[1] == 20 for name in "acd")
+    assert store.num_bytes == 3 * one
+    assert store.find(ids["a"], adapter="voter") == (None, 0)
+
+
+def test_a_longer_row_replaces_the_one_it_extends() -> None:
+    store = PrefixStore(10**6)
+    store.put(range(20), [(torch.zeros(1, 20, 1), torch.zeros(1, 20, 1))])
+    store.put(range(30), [(torch.zeros(1, 30, 1), torch.zeros(1, 30, 1))])
+    assert len(store) == 1 and store.find(tuple(range(25)))[1] == 25
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "length"), [((), (), 0), ((1, 2), (1, 3), 1), ((1, 2), (1, 2, 3), 2), ((1,), (2,), 0)]
+)
+def test_common_length(a: tuple, b: tuple, length: int) -> None:
+    assert common_length(a, b) == length
+
+
+def test_rows_with_one_prompt_share_its_reading_and_differ_by_seed() -> None:
+    engine = make_engine()
+    prompt = ids_of(engine, LONG)
+    read = count_read(engine)
+    configs = [GenerationConfig(max_new_tokens=10, temperature=1.0, seed=seed) for seed in range(5)]
+    together, _ = drain(engine, greedy(prompt, 10), *(Request(prompt, c) for c in configs))
+    assert read == [len(prompt)]
+    assert [s.token_id for s in together[0]] == generated(engine, prompt, 10)
+    for config, steps in zip(configs, together[1:], strict=True):
+        (alone,), _ = drain(make_engine(), Request(prompt, config))
+        assert [s.token_id for s in steps] == [s.token_id for s in alone]
+
+
+def test_a_short_prompt_is_answered_while_a_long_one_is_still_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "PREFILL_CHUNK", 8)
+    engine = make_engine()
+    long = engine.add(greedy(ids_of(engine, LONG * 3), 4))
+    short = engine.add(greedy(ids_of(engine, "hi"), 4))
+    ends = []
+    while engine.has_work:
+        ends += [event.key for event in engine.step() if isinstance(event, FinishEvent)]
+    assert ends == [short, long]
+
+
+@pytest.mark.parametrize("kind", ["llama", "mixed", "mamba"])
+def test_any_order_of_joining_reading_and_leaving_keeps_every_row_right(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode, "PREFILL_CHUNK", 9)
+    rng = random.Random(4)
+    engine = make_engine(kind)
+    prompts = [ids_of(engine, f"{i}" + "word " * rng.randint(0, 9)) for i in range(14)]
+    counts = [rng.randint(1, 14) for _ in prompts]
+    expected = [generated(engine, p, c) for p, c in zip(prompts, counts, strict=True)]
+    got: dict[int, list[int]] = {}
+    removed = set()
+    while len(got) < len(prompts) or engine.has_work:
+        if len(got) < len(prompts) and rng.random() < 0.6:
+            i = len(got)
+            got[engine.add(greedy(prompts[i], counts[i]))] = []
+        if got and rng.random() < 0.08:
+            key = rng.choice(list(got))
+            removed.add(key)
+            got[key] += [e.step.token_id for e in engine.remove(key) if isinstance(e, StepEvent)]
+        for event in engine.step():
+            if isinstance(event, StepEvent):
+                got[event.key].append(event.step.token_id)
+    for key, ids in got.items():
+        assert ids == (expected[key][: len(ids)] if key in removed else expected[key])
+    assert len(engine.batch) == 0 and not engine.waiting
+
+
+def test_a_request_that_can_never_fit_is_refused_with_the_numbers() -> None:
+    """2 layers x 2 heads x 8 wide x 2 (keys, values) x 4 bytes = 256 bytes a token."""
+    loaded_engine = make_engine()
+    engine = Engine(loaded_engine.model, loaded_engine.vocabulary.tokenizer, memory=256 * 1024 * 8)
+    drain(engine, greedy(ids_of(engine, "hi"), 4))
+    with pytest.raises(InputError, match=r"needs 2 MiB.*8,00[0-9] tokens.*2 MiB are set aside"):
+        engine.add(greedy(ids_of(engine, "hi"), 8000))
+
+
+def test_rows_wait_until_their_memory_is_free() -> None:
+    base = make_engine()
+    engine = Engine(base.model, base.vocabulary.tokenizer, memory=256 * 60 * 4 // 3 * 2)
+    prompts = [ids_of(engine, f"row {i}") for i in range(4)]
+    keys = [engine.add(greedy(p, 50)) for p in prompts]
+    most, ended = 0, []
+    while engine.has_work:
+        ended += [e.key for e in engine.step() if isinstance(e, FinishEvent)]
+        most = max(most, len(engine.batch))
+    assert sorted(ended) == keys and most == 2
