@@ -10,6 +10,7 @@ import torch
 from tests.engine.test_decode import drain, generated, greedy, ids_of, make_engine
 from uqchat.config import GenerationConfig
 from uqchat.engine import decode
+from uqchat.engine.adapters import Adapter, Dense, LowRank
 from uqchat.engine.backend import FinishEvent, Request, StepEvent
 from uqchat.engine.decode import Engine
 from uqchat.engine.prefix import PrefixStore, common_length
@@ -157,3 +158,35 @@ def test_rows_wait_until_their_memory_is_free() -> None:
         ended += [e.key for e in engine.step() if isinstance(e, FinishEvent)]
         most = max(most, len(engine.batch))
     assert sorted(ended) == keys and most == 2
+
+
+def test_rows_with_adapters_equal_models_with_merged_weights_in_one_batch() -> None:
+    """Base, low-rank and dense rows together, on one prompt and on others, prefixes saved and reused apart."""
+    torch.manual_seed(3)
+    engine = make_engine()
+    name = "model.layers.0.self_attn.q_proj"
+    a, b, dense = torch.randn(2, 32), torch.randn(32, 2), torch.randn(32, 32)
+    engine.adapters.add(Adapter("low", {name: LowRank(a, b, 0.5)}))
+    engine.adapters.add(Adapter("dense", {name: Dense(dense)}))
+    prompts = [ids_of(engine, text) for text in (LONG, LONG, LONG, "short", "hello there")]
+    adapters = [None, "low", "dense", "low", None]
+    requests = [greedy(p, 12, adapter=name) for p, name in zip(prompts, adapters, strict=True)]
+    for _ in range(2):  # the second time from saved prefixes
+        rows, _ = drain(engine, *requests)
+        for prompt, adapter, steps in zip(prompts, adapters, rows, strict=True):
+            merged = make_engine()
+            weight = merged.model.get_submodule(name).weight
+            weight += {None: 0 * dense, "low": 0.5 * b @ a, "dense": dense}[adapter]
+            assert [s.token_id for s in steps] == generated(merged, prompt, 12)
+            logits = merged.model(torch.tensor([[*prompt, *(s.token_id for s in steps)]])).logits[
+                0, len(prompt) - 1 : -1
+            ]
+            expected = logits.log_softmax(-1).gather(1, torch.tensor([[s.token_id] for s in steps]))[:, 0]
+            torch.testing.assert_close(torch.tensor([s.logprob for s in steps]), expected, atol=1e-4, rtol=0)
+
+
+def test_an_unknown_adapter_is_refused_before_anything_starts() -> None:
+    engine = make_engine()
+    with pytest.raises(InputError, match="no adapter 'x'; loaded: none"):
+        engine.add(greedy(ids_of(engine, "hi"), adapter="x"))
+    assert not engine.has_work

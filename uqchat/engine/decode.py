@@ -10,7 +10,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import reduce
 from operator import or_
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from uqchat.engine.adapters import AdapterSet
 from uqchat.engine.backend import Event, FinishEvent, Request, StepEvent
 from uqchat.engine.capture import Capture, available_signals, join
 from uqchat.engine.forward import Forward, make_forward
@@ -28,6 +29,7 @@ from uqchat.engine.rows import Batch, Row, Score
 from uqchat.engine.sampling import sample
 from uqchat.engine.scores import NUM_ALTERNATIVES, StepScores, Vocabulary, end_ids_of, score_logits
 from uqchat.engine.text import AnswerText, Detokenizer, find_reasoning_tags
+from uqchat.errors import InputError
 from uqchat.types import FinishReason, Signals, StepSignals
 
 PREFILL_CHUNK = 512  # prompt tokens read per step, so that a long prompt does not freeze the others
@@ -55,6 +57,7 @@ class Engine:
         self.tags = find_reasoning_tags(getattr(tokenizer, "chat_template", None), tokenizer.get_vocab())
         self.memory = free_memory(model.device) * 4 // 5 if memory is None else memory
         self.prefixes = PrefixStore(min(self.memory // 4, MAX_PREFIX_BYTES))
+        self.adapters = AdapterSet(model)
         self.batch = Batch(self.forward)
         self.waiting: deque[Row] = deque()
         self._next_key = 0
@@ -93,8 +96,11 @@ class Engine:
         """Put an answer into the batch; returns its key.
 
         Raises:
-            InputError: it could never fit into the memory for keys and values; the text has the numbers.
+            InputError: it could never fit into the memory for keys and values, with the numbers; no such adapter.
         """
+        if request.adapter is not None and request.adapter not in self.adapters:
+            known = ", ".join(self.adapters.names) or "none"
+            raise InputError(f"This model has no adapter {request.adapter!r}; loaded: {known}.")
         check_memory(self.forward, request, self.memory - self.prefixes.max_bytes)
         key, self._next_key = self._next_key, self._next_key + 1
         config = request.generation
@@ -136,7 +142,7 @@ class Engine:
             return []
         ids = torch.tensor([row.next_id for row in rows], device=self.model.device)
         capture = self._capture(rows, 1)
-        with self._adapters(rows):
+        with self._adapted(rows):
             logits = self.forward.decode([row.length for row in rows], ids, capture).float()
         for row in rows:
             row.length += 1
@@ -174,7 +180,7 @@ class Engine:
         wanted = max(0, min(len(chunk), len(row.request.forced_ids) - (len(unread) - len(chunk)) + 1))
         is_all = row.request.signals.prompt_rows
         capture = self._capture([row], len(chunk) if is_all else wanted)
-        with self._adapters([row]):
+        with self._adapted([row]):
             logits = self.forward.prefill(self.batch.place(row), row.length, chunk, wanted, capture).float()
         row.length += len(chunk)
         self._keep_prompt(row, capture, len(chunk) - wanted)
@@ -288,5 +294,5 @@ class Engine:
         if capture is not None and row.request.signals.prompt_rows and count:
             row.prompt_parts.append(capture.at(0, slice(0, count), row.request.signals))
 
-    def _adapters(self, rows: Sequence[Row]) -> AbstractContextManager[None]:
-        return nullcontext()
+    def _adapted(self, rows: Sequence[Row]) -> AbstractContextManager[None]:
+        return self.adapters.rows([row.request.adapter for row in rows])
