@@ -74,7 +74,8 @@
 
   // On a phone the focus would bring up the keyboard and hide the example.
   function begin() {
-    toBottom();
+    // The framework draws what the server sent a moment after it calls this.
+    setTimeout(() => (q("#uq-questions .uq-ask") ? window.uqchat.toTop(q("#uq-history")) : toBottom()), 100);
     if (matchMedia("(pointer: fine)").matches && document.activeElement === document.body) q("#uq-prompt textarea")?.focus();
   }
 

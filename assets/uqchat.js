@@ -290,6 +290,13 @@
     follow(scroller);
   }
 
+  function toTop(element) {
+    const scroller = element.closest(".uq-scroll");
+    watchScroll(scroller);
+    scrollers.get(scroller).stick = false;
+    scroller.scrollTop = 0;
+  }
+
   // A redraw sets every attribute to what the server sent; this puts back what belongs to the reader.
   function restore(element) {
     for (const folded of all("details[data-key]", element)) {
@@ -390,5 +397,5 @@
     restore(element);
   }
 
-  window.uqchat = { bind, toBottom, closeInspector };
+  window.uqchat = { bind, toBottom, toTop, closeInspector };
 })();

@@ -71,9 +71,10 @@ def is_local(url: str) -> bool:
     return urlsplit(url).scheme in ("data", "blob") or urlsplit(url).hostname in ("127.0.0.1", "localhost")
 
 
-def open_page(context: BrowserContext, address: str) -> Page:
+def open_page(context: BrowserContext, address: str, width: int = 1280, height: int = 800) -> Page:
     """A new tab with the chat, ready to be used."""
     page = context.new_page()
+    page.set_viewport_size({"width": width, "height": height})
     page.goto(address)
     expect(page.locator("#uq-history .uq-message").first).to_be_visible(timeout=SLOW)
     expect(page.locator("#uq-status .uq-is-ready")).to_be_visible(timeout=SLOW)
@@ -260,10 +261,10 @@ def test_a_chat_leaves_as_a_file_and_comes_back(page: Page, tmp_path: Path) -> N
 def test_a_phone_shows_everything_without_scrolling_sideways(
     context: BrowserContext, address: str, scheme: str
 ) -> None:
-    page = open_page(context, address)
+    page = open_page(context, address, 390, 844)
     page.emulate_media(color_scheme=scheme)
-    page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    expect(page.locator("#uq-history .uq-user")).to_be_in_viewport()
     page.locator("#uq-history .uq-answer .uq-t").nth(2).click()
     expect(page.locator("#uq-inspector .uq-alternatives")).to_be_in_viewport(timeout=SLOW)
     page.locator('#uq-inspector [data-action="close"]').click()

@@ -87,7 +87,9 @@ def _connect_chat(page: Page) -> None:
         asked = _on(event, chat.respond, [w.user, w.prompt, *settings], [*begun, w.prompt])
         _on(asked.success, None, js=_TO_BOTTOM)
     for part in (w.history, w.live, w.questions, w.inspector):
-        _on(part.select, chat.on_select, [w.user, *settings], begun, trigger_mode="multiple")
+        selected = _on(part.select, chat.on_select, [w.user, *settings], begun, trigger_mode="multiple")
+        if part is w.questions:
+            _on(selected.success, None, js=_TO_BOTTOM)
     followed = _on(w.ticket.change, chat.follow, [w.ticket], [w.live], trigger_mode="multiple")
     _on(followed.then, chat.finish, [w.user, w.ticket], [*conversation, w.chats, w.inspector])
     _on(w.stop.click, chat.on_stop, [w.user])
@@ -103,9 +105,11 @@ def _connect_chats(page: Page) -> None:
     opened = _on(page.blocks.load, chats.on_load, [w.user, w.last_chat, *w.view()], [*everything, w.user])
     _on(opened.then, None, js=_BEGIN)
     page.blocks.unload(chats.on_unload)
-    _on(w.new_chat.click, chats.on_new_chat, [w.user], everything)
+    cleared = _on(w.new_chat.click, chats.on_new_chat, [w.user], everything)
+    _on(cleared.then, None, js=_BEGIN)
     _on(w.search.change, chats.on_search, [w.user, w.search], [w.chats], trigger_mode="always_last")
-    _on(w.chats.select, chats.on_select, [w.user], everything).then(None, js=_TO_BOTTOM)
+    chosen = _on(w.chats.select, chats.on_select, [w.user], everything)
+    _on(chosen.success, None, js=_BEGIN)
     _on(w.upload.upload, chats.on_upload, [w.user, w.upload], everything)
     for button in w.exports:
         exported = _on(button.click, chats.on_export, [w.user, button], [w.download])
