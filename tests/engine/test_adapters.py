@@ -8,54 +8,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
+from tests.random_adapters import change_of, count_hooks, dense, low_rank, merged
 from tests.tiny import tiny_model
-from uqchat.engine.adapters import Adapter, AdapterSet, Dense, LowRank, linear_size
-from uqchat.engine.row_deltas import RowDeltas, group_rows
+from uqchat.engine.adapters import Adapter, AdapterSet, Dense, LowRank
 from uqchat.errors import InputError
 from uqchat.language_model import LanguageModel
 
 LAYERS = {"llama": ("q_proj", "v_proj", "down_proj"), "gpt2": ("c_attn", "mlp.c_fc")}
 MIXED = [None, "rank3", "dense", None, "rank5", "rank3"]
-
-
-def named_layers(model: nn.Module, ends: tuple[str, ...]) -> list[str]:
-    return [name for name, _ in model.named_modules() if name.endswith(ends)]
-
-
-def low_rank(model: nn.Module, name: str, rank: int, ends: tuple[str, ...], size: float = 0.3) -> Adapter:
-    generator = torch.Generator().manual_seed(rank)
-    deltas: dict[str, Any] = {}
-    for layer in named_layers(model, ends):
-        size_out, size_in = linear_size(model.get_submodule(layer))
-        a = torch.randn(rank, size_in, generator=generator) * size
-        deltas[layer] = LowRank(a, torch.randn(size_out, rank, generator=generator) * size, 0.5)
-    return Adapter(name, deltas)
-
-
-def dense(model: nn.Module, name: str, ends: tuple[str, ...], size: float = 0.3) -> Adapter:
-    generator = torch.Generator().manual_seed(99)
-    sizes = {layer: linear_size(model.get_submodule(layer)) for layer in named_layers(model, ends)}
-    return Adapter(name, {key: Dense(torch.randn(*shape, generator=generator) * size) for key, shape in sizes.items()})
-
-
-def change_of(delta: LowRank | Dense) -> Tensor:
-    """(out, in), by the definition."""
-    return delta.weight if isinstance(delta, Dense) else delta.scale * delta.b @ delta.a
-
-
-def merged(model: nn.Module, adapter: Adapter | None) -> nn.Module:
-    """A copy of the model whose weights hold the adapter."""
-    model = copy.deepcopy(model)
-    for name, delta in (adapter.deltas if adapter else {}).items():
-        layer, change = model.get_submodule(name), change_of(delta)
-        layer.weight += change.T if isinstance(layer, Conv1D) else change
-    return model
-
-
-def count_hooks(model: nn.Module) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
 def some_ids(rows: int, length: int) -> Tensor:
@@ -285,14 +246,6 @@ def test_a_batch_with_another_number_of_rows_is_refused(llama: nn.Module) -> Non
     with pytest.raises(InputError, match=r"\(3, 4, 32\).*2 rows"), adapters.rows(["rank3", None]):
         llama(some_ids(3, 4))
     assert count_hooks(llama) == 0
-
-
-def test_merged_rows_and_positions_work_only_where_all_rows_share_one_adapter() -> None:
-    x, y, change = torch.randn(6, 4), torch.zeros(6, 3), torch.randn(3, 4)
-    RowDeltas("layer", 2, [group_rows([[0, 1]], None, [change])]).add_to(x, y)
-    torch.testing.assert_close(y, x @ change.T)
-    with pytest.raises(InputError, match="'layer' got an input of shape"):
-        RowDeltas("layer", 2, [group_rows([[1]], None, [change])]).add_to(x, y)
 
 
 @pytest.mark.model

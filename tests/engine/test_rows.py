@@ -24,9 +24,9 @@ def count_read(engine: Engine) -> list[int]:
     lengths: list[int] = []
     original = engine.forward.prefill
 
-    def prefill(place: int, start: int, ids: tuple[int, ...], *rest: object) -> torch.Tensor:
-        lengths.append(len(ids))
-        return original(place, start, ids, *rest)
+    def prefill(place: int, starts: list[int], chunks: list[tuple[int, ...]], *rest: object) -> list[torch.Tensor]:
+        lengths.extend(map(len, chunks))
+        return original(place, starts, chunks, *rest)
 
     engine.forward.prefill = prefill
     return lengths
@@ -98,6 +98,27 @@ def test_rows_with_one_prompt_share_its_reading_and_differ_by_seed() -> None:
     for config, steps in zip(configs, together[1:], strict=True):
         (alone,), _ = drain(make_engine(), Request(prompt, config))
         assert [s.token_id for s in steps] == [s.token_id for s in alone]
+
+
+def test_short_prompts_are_read_together_in_one_forward() -> None:
+    engine = make_engine()
+    prompts = [ids_of(engine, text) for text in ("a", "hello", "one more question", "and the last")]
+    forwards = []
+    original = engine.forward.prefill
+    engine.forward.prefill = lambda *args: (forwards.append(len(args[2])), original(*args))[1]
+    rows, _ = drain(engine, *(greedy(p, 6) for p in prompts))
+    assert forwards == [4]
+    assert [[s.token_id for s in row] for row in rows] == [generated(engine, p, 6) for p in prompts]
+
+
+def test_a_row_that_ends_as_it_is_read_leaves_its_neighbours_whole() -> None:
+    """The last row moves into the gap with all that the same forward has just written."""
+    engine = make_engine()
+    prompts = [ids_of(engine, text) for text in ("only scored", "hello", "one more question", "and the last")]
+    scored = Request(prompts[0], GenerationConfig(max_new_tokens=0), ids_of(engine, "ok"))
+    (given, *rows), _ = drain(engine, scored, *(greedy(p, 8) for p in prompts[1:]))
+    assert "".join(s.text for s in given) == "ok"
+    assert [[s.token_id for s in row] for row in rows] == [generated(engine, p, 8) for p in prompts[1:]]
 
 
 def test_a_short_prompt_is_answered_while_a_long_one_is_still_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ class Place:
 
     first: int
     starts: list[int]
-    columns: torch.Tensor | None = None  # (B,) start positions, when they differ
+    columns: torch.Tensor | None = None  # (B, T) the positions to write, when the rows' starts differ
 
     @property
     def end(self) -> int:
@@ -59,10 +59,10 @@ class RowLayer(CacheLayerMixin):
         if place.columns is None:
             keys[:, :, place.starts[0] :] = key_states
             values[:, :, place.starts[0] :] = value_states
-        else:  # (B, H, 1, D), one position for each row
-            index = torch.arange(len(place.starts), device=keys.device)
-            keys[index, :, place.columns] = key_states[:, :, 0]
-            values[index, :, place.columns] = value_states[:, :, 0]
+        else:
+            index = torch.arange(len(place.starts), device=keys.device)[:, None]
+            keys[index, :, place.columns] = key_states.transpose(1, 2)  # (B, T, H, D)
+            values[index, :, place.columns] = value_states.transpose(1, 2)
         return keys, values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

@@ -168,24 +168,30 @@ class Engine:
         return len(rows) == 1 or self.forward.bytes_for(longest) * len(rows) <= self.memory - self.prefixes.max_bytes
 
     def _read(self) -> list[Event]:
-        """One chunk of one prompt, in turn, so that a short prompt does not wait for a long one."""
+        """A chunk of the prompt whose turn it is, and of its neighbours while they are short."""
         self._admit()
         if not self.batch.reading:
             return []
-        row = min(self.batch.reading, key=lambda r: (r.length, r.key))
-        unread = row.to_read[row.length :]
-        chunk = unread[:PREFILL_CHUNK] if self.forward.is_chunkable else unread
-        is_last = len(chunk) == len(unread)
-        # Logits at a position predict the next id: those from the last prompt position on are wanted.
-        wanted = max(0, min(len(chunk), len(row.request.forced_ids) - (len(unread) - len(chunk)) + 1))
-        is_all = row.request.signals.prompt_rows
-        capture = self._capture([row], len(chunk) if is_all else wanted)
-        with self._adapted([row]):
-            logits = self.forward.prefill(self.batch.place(row), row.length, chunk, wanted, capture).float()
-        row.length += len(chunk)
-        self._keep_prompt(row, capture, len(chunk) - wanted)
-        signals = [self._signals(row, capture, 0, i - wanted) for i in range(wanted)]
-        if not is_last:
+        rows = self.batch.readers(PREFILL_CHUNK if self.forward.is_chunkable else 0)
+        chunks = [row.unread[:PREFILL_CHUNK] if self.forward.is_chunkable else row.unread for row in rows]
+        wanted = [row.num_wanted(len(chunk)) for row, chunk in zip(rows, chunks, strict=True)]
+        width = max(map(len, chunks))
+        is_all = len(rows) > 1 or rows[0].request.signals.prompt_rows
+        capture = self._capture(rows, width if is_all else wanted[0])
+        starts = [row.length for row in rows]
+        with self._adapted(rows):
+            logits = self.forward.prefill(self.batch.place(rows[0]), starts, chunks, wanted, capture)
+        for row, chunk in zip(rows, chunks, strict=True):
+            row.length += len(chunk)
+        events: list[Event] = []
+        for i, (row, chunk, n) in enumerate(zip(rows, chunks, wanted, strict=True)):
+            self._keep_prompt(row, capture, i, len(chunk) - n)
+            signals = [self._signals(row, capture, i, len(chunk) - width - n + k) for k in range(n)]
+            events += self._have_read(row, logits[i].float(), signals)
+        return events
+
+    def _have_read(self, row: Row, logits: torch.Tensor, signals: list[StepSignals | None]) -> list[Event]:
+        if row.unread:
             return self._take_forced(row, logits, signals)
         events = self._take_forced(row, logits[:-1], signals[:-1])
         self.batch.start(row)
@@ -290,9 +296,9 @@ class Engine:
             signals, row.prompt_parts = replace(signals, prompt=join(row.prompt_parts)), []
         return signals
 
-    def _keep_prompt(self, row: Row, capture: Capture | None, count: int) -> None:
+    def _keep_prompt(self, row: Row, capture: Capture | None, sequence: int, count: int) -> None:
         if capture is not None and row.request.signals.prompt_rows and count:
-            row.prompt_parts.append(capture.at(0, slice(0, count), row.request.signals))
+            row.prompt_parts.append(capture.at(sequence, slice(0, count), row.request.signals))
 
     def _adapted(self, rows: Sequence[Row]) -> AbstractContextManager[None]:
         return self.adapters.rows([row.request.adapter for row in rows])

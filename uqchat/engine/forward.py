@@ -29,9 +29,18 @@ class Forward(Protocol):
     """Whether a prompt may be read in several calls, and a saved prefix be loaded."""
 
     def prefill(
-        self, place: int, start: int, ids: Sequence[int], keep: int, capture: Capture | None = None
-    ) -> torch.Tensor:
-        """Run ids at positions start..; returns the last `keep` rows of logits, (keep, V)."""
+        self,
+        place: int,
+        starts: Sequence[int],
+        chunks: Sequence[Sequence[int]],
+        keeps: Sequence[int],
+        capture: Capture | None = None,
+    ) -> list[torch.Tensor]:
+        """Read a chunk of ids of each row at places `place`, place + 1, ..., at positions from `starts` on.
+
+        Returns:
+            For each row the last `keeps` rows of its logits, (keep, V).
+        """
 
     def decode(self, lengths: Sequence[int], ids: torch.Tensor, capture: Capture | None = None) -> torch.Tensor:
         """One id, (n,), for each of the first n places, which hold `lengths` positions; returns logits (n, V)."""
@@ -89,27 +98,36 @@ class BatchedForward:
         )
 
     def prefill(
-        self, place: int, start: int, ids: Sequence[int], keep: int, capture: Capture | None = None
-    ) -> torch.Tensor:
-        """See `Forward.prefill`."""
-        self.cache.reserve(place + 1, start + len(ids) + 1)
-        self.cache.place = Place(place, [start])
-        positions = torch.arange(start, start + len(ids), device=self.model.device)[None]
-        input_ids = torch.tensor([ids], device=self.model.device)
-        mask = self._mask(positions, start + len(ids), is_needed=start > 0)
-        logits = self._run(input_ids, positions, mask, max(keep, 1), capture)  # 0 would mean all of them
-        return logits[0, logits.shape[1] - keep :]
+        self,
+        place: int,
+        starts: Sequence[int],
+        chunks: Sequence[Sequence[int]],
+        keeps: Sequence[int],
+        capture: Capture | None = None,
+    ) -> list[torch.Tensor]:
+        """See `Forward.prefill`. Shorter chunks are filled up on the right, where no row looks."""
+        lengths, device = [len(chunk) for chunk in chunks], self.model.device
+        width = max(lengths)
+        input_ids = torch.tensor([[*chunk, *([0] * (width - len(chunk)))] for chunk in chunks], device=device)
+        positions = torch.tensor(starts, device=device)[:, None] + torch.arange(width, device=device)  # (B, T)
+        self._set_place(place, starts, positions)
+        if capture is not None and len(chunks) > 1:
+            capture.positions = positions[:, -capture.rows :]
+        mask = self._mask(positions, max(starts) + width, is_needed=max(starts) > 0)
+        # The positions whose logits any row wants; 0 would mean all of them, so at least one.
+        wanted = sorted({i for n, keep in zip(lengths, keeps, strict=True) for i in range(n - keep, n)}) or [width - 1]
+        logits = self._run(input_ids, positions, mask, torch.tensor(wanted, device=device), capture)
+        first = {i: at for at, i in enumerate(wanted)}
+        begins = [first[n - keep] if keep else 0 for n, keep in zip(lengths, keeps, strict=True)]
+        return [row[begin : begin + keep] for row, begin, keep in zip(logits, begins, keeps, strict=True)]
 
     def decode(self, lengths: Sequence[int], ids: torch.Tensor, capture: Capture | None = None) -> torch.Tensor:
         """See `Forward.decode`."""
-        longest = max(lengths)
-        is_ragged = min(lengths) != longest
-        self.cache.reserve(len(lengths), longest + 1)
         positions = torch.tensor(lengths, device=self.model.device)[:, None]
-        self.cache.place = Place(0, list(lengths), positions[:, 0] if is_ragged else None)
+        self._set_place(0, lengths, positions)
         if capture is not None:
             capture.positions = positions
-        mask = self._mask(positions, longest + 1, is_needed=is_ragged)
+        mask = self._mask(positions, max(lengths) + 1, is_needed=min(lengths) != max(lengths))
         return self._run(ids[:, None], positions, mask, 1, capture)[:, -1]
 
     def copy(self, source: int, target: int, length: int) -> None:
@@ -142,6 +160,10 @@ class BatchedForward:
         """See `Forward.release`."""
         self.cache.release()
 
+    def _set_place(self, place: int, starts: Sequence[int], positions: torch.Tensor) -> None:
+        self.cache.reserve(place + len(starts), max(starts) + positions.shape[1] + 1)
+        self.cache.place = Place(place, list(starts), positions if min(starts) != max(starts) else None)
+
     def _mask(self, positions: torch.Tensor, total: int, is_needed: bool) -> Mask:
         """What queries at `positions` (B, Q) may see of `total` keys; None where the kernel's own causal mask does."""
         is_sliding = self._sliding is not None and total > self._sliding
@@ -155,7 +177,12 @@ class BatchedForward:
         return {"full_attention": full, "sliding_attention": sliding} if self._is_mixed else sliding
 
     def _run(
-        self, input_ids: torch.Tensor, positions: torch.Tensor, mask: Mask, keep: int, capture: Capture | None
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        mask: Mask,
+        keep: int | torch.Tensor,
+        capture: Capture | None,
     ) -> torch.Tensor:
         with capturing(self.model, capture) as extra:
             return self.model(
@@ -182,12 +209,18 @@ class SequentialForward:
         self._can_keep = "logits_to_keep" in accepted
 
     def prefill(
-        self, place: int, start: int, ids: Sequence[int], keep: int, capture: Capture | None = None
-    ) -> torch.Tensor:
-        """See `Forward.prefill`."""
+        self,
+        place: int,
+        starts: Sequence[int],
+        chunks: Sequence[Sequence[int]],
+        keeps: Sequence[int],
+        capture: Capture | None = None,
+    ) -> list[torch.Tensor]:
+        """See `Forward.prefill`; the one row's whole prompt at once."""
+        (chunk,), (keep,) = chunks, keeps
         self.caches[place] = DynamicCache(config=self.model.config)
-        logits = self._run(place, torch.tensor([ids], device=self.model.device), max(keep, 1), capture)
-        return logits[0, logits.shape[1] - keep :]
+        logits = self._run(place, torch.tensor([chunk], device=self.model.device), max(keep, 1), capture)
+        return [logits[0, logits.shape[1] - keep :]]
 
     def decode(self, lengths: Sequence[int], ids: torch.Tensor, capture: Capture | None = None) -> torch.Tensor:
         """See `Forward.decode`."""

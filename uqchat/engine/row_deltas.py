@@ -93,9 +93,13 @@ def group_rows(rows: Sequence[Sequence[int]], a: Sequence[Tensor] | None, b: Seq
     if a is None:
         return RowGroup(index, None, _stack(b).mT)
     rank = max(len(each) for each in a)
-    stacked_a = _stack([nn.functional.pad(each, (0, 0, 0, rank - len(each))) for each in a])
-    stacked_b = _stack([nn.functional.pad(each, (0, rank - each.shape[1])) for each in b])
+    stacked_a = _stack([_pad(each, rank - len(each), 0) for each in a])
+    stacked_b = _stack([_pad(each, 0, rank - each.shape[1]) for each in b])
     return RowGroup(index, stacked_a.mT, stacked_b.mT.contiguous())  # (k, in, r), (k, r, out)
+
+
+def _pad(tensor: Tensor, rows: int, columns: int) -> Tensor:
+    return nn.functional.pad(tensor, (0, columns, 0, rows)) if rows or columns else tensor
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:

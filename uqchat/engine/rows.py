@@ -50,6 +50,15 @@ class Row:
         return self.request.prompt_ids + self.request.forced_ids
 
     @property
+    def unread(self) -> tuple[int, ...]:
+        """What is still to be read."""
+        return self.to_read[self.length :]
+
+    def num_wanted(self, count: int) -> int:
+        """Logits wanted of the next `count` ids: those from the prompt's last position on, which predict the answer."""
+        return max(0, min(count, self.length + count - (len(self.request.prompt_ids) - 1)))
+
+    @property
     def num_reused(self) -> int:
         """How many positions a saved prefix may at most provide: the prompt's last one gives the first scores."""
         return 0 if self.request.signals.prompt_rows else len(self.request.prompt_ids) - 1
@@ -110,6 +119,21 @@ class Batch:
         if row in self.running:
             return self.running.index(row)
         return len(self.running) + self.reading.index(row)
+
+    def readers(self, max_tokens: int) -> list[Row]:
+        """Who reads next: the row that has read least, so that a short prompt does not wait for a long one.
+
+        Its neighbours come along while all their unread ids, filled up to the longest, are at most `max_tokens`.
+        """
+        at = min(range(len(self.reading)), key=lambda i: (self.reading[i].length, self.reading[i].key))
+        rows = [self.reading[at]]
+        width = len(rows[0].unread)
+        for row in self.reading[at + 1 :]:
+            width = max(width, len(row.unread))
+            if width * (len(rows) + 1) > max_tokens:
+                break
+            rows.append(row)
+        return rows
 
     def start(self, row: Row) -> None:
         """The row has been read: it becomes the last of the running ones."""
