@@ -12,6 +12,7 @@ import torch
 
 import uqchat
 from tests.tiny import tiny_model
+from uqchat import language_model
 from uqchat.config import GenerationConfig
 from uqchat.errors import InputError
 from uqchat.language_model import LanguageModel, drain
@@ -75,6 +76,18 @@ def test_score_takes_text_lists_arrays_and_tensors(model: LanguageModel) -> None
     assert len(expected.tokens) == len(ids) and expected.text == "a🐱"
     for form in ("a🐱", torch.tensor(ids), torch.tensor(ids).numpy(), tuple(ids)):
         assert [t.logprob for t in model.score("hello", form).tokens] == [t.logprob for t in expected.tokens]
+
+
+def test_scores_of_many_are_those_of_each_alone(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language_model, "BATCH_WINDOW", 3)
+    questions, answers = [f"question {i}" for i in range(8)], [f"answer {'x' * i}" for i in range(8)]
+    together = model.scores(questions, answers, ALL)
+    for question, answer, scored in zip(questions, answers, together, strict=True):
+        alone = model.score(question, answer, ALL)
+        assert scored.text == answer
+        assert [t.logprob for t in scored.tokens] == pytest.approx([t.logprob for t in alone.tokens], abs=1e-4)
+    with pytest.raises(InputError, match="2 conversations but 1 answers"):
+        model.scores(["a", "b"], ["c"])
 
 
 @pytest.mark.parametrize(("answer", "message"), [("", "empty"), ([], "empty"), ([10**6], "outside"), ([-1], "outside")])

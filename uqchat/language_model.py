@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -16,15 +17,16 @@ from uqchat.config import GenerationConfig
 from uqchat.engine.backend import FinishEvent, Request
 from uqchat.engine.decode import Engine
 from uqchat.engine.prompt import Prompt, build_prompt
-from uqchat.engine.worker import Worker
+from uqchat.engine.worker import Job, Worker
 from uqchat.errors import InputError
 from uqchat.estimators import Estimator, get_estimators
 from uqchat.models import LoadedModel, load_model
 from uqchat.scoring import Scorer, signals_for
-from uqchat.types import Answer, Message, ScoredToken, as_messages
+from uqchat.types import Answer, Message, ScoredToken, TokenStep, as_messages
 
 Messages = str | Iterable[Message | Mapping[str, Any]]
 DEFAULT_ESTIMATORS = ("entropy",)
+BATCH_WINDOW = 64  # requests of one batch call that are with the worker at a time
 
 
 def load(
@@ -138,20 +140,8 @@ class LanguageModel:
         generation: GenerationConfig = GenerationConfig(),  # noqa: B008  frozen
     ) -> list[Answer]:
         """One answer for each conversation, in order, decoded in one batch. Raises what `stream` raises."""
-        streams = [self.stream(messages, estimators, generation) for messages in list_of_messages]
-        results: list[Answer | BaseException | None] = [None] * len(streams)
-        threads = [
-            threading.Thread(target=_drain_into, args=(results, i, stream), daemon=True)
-            for i, stream in enumerate(streams)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        return [result for result in results if isinstance(result, Answer)]
+        chosen = get_estimators(estimators)
+        return self._batch([self._request(as_messages(m), generation, (), chosen) for m in list_of_messages], chosen)
 
     def score(
         self, messages: Messages, answer: str | Sequence[int], estimators: str | Iterable[str] = DEFAULT_ESTIMATORS
@@ -164,10 +154,22 @@ class LanguageModel:
         Raises:
             InputError: the answer is empty, holds ids outside the vocabulary, or does not fit the context window.
         """
-        ids = self._answer_ids(answer)
+        return self.scores([messages], [answer], estimators)[0]
+
+    def scores(
+        self,
+        list_of_messages: Sequence[Messages],
+        answers: Sequence[str | Sequence[int]],
+        estimators: str | Iterable[str] = DEFAULT_ESTIMATORS,
+    ) -> list[Answer]:
+        """`score` for many conversations, read together. Raises what `score` raises."""
+        if len(list_of_messages) != len(answers):
+            raise InputError(f"{len(list_of_messages)} conversations but {len(answers)} answers; give one for each.")
         chosen = get_estimators(estimators)
-        request, prompt = self._request(as_messages(messages), GenerationConfig(max_new_tokens=0), ids, chosen)
-        return drain(self._stream(request, prompt, chosen, None, None))
+        given = GenerationConfig(max_new_tokens=0)
+        pairs = zip(list_of_messages, answers, strict=True)
+        requests = [self._request(as_messages(m), given, self._answer_ids(answer), chosen) for m, answer in pairs]
+        return self._batch(requests, chosen)
 
     # ---- inside
 
@@ -211,8 +213,32 @@ class LanguageModel:
         stop: threading.Event | None,
         on_queue: Callable[[int], None] | None,
     ) -> Generator[ScoredToken, None, Answer]:
+        worker = self._get_worker()
+        return (yield from self._scored(worker.events(worker.submit(request, stop), on_queue), prompt, chosen))
+
+    def _batch(self, requests: Sequence[tuple[Request, Prompt]], chosen: list[Estimator]) -> list[Answer]:
+        """All requests, a window of them at a time with the worker; the first error ends the others."""
+        worker = self._get_worker()
+        window: deque[tuple[Job, Prompt]] = deque()
+        answers: list[Answer] = []
+        todo = deque(requests)
+        try:
+            while todo or window:
+                while todo and len(window) < BATCH_WINDOW:
+                    request, prompt = todo.popleft()
+                    window.append((worker.submit(request), prompt))
+                job, prompt = window.popleft()
+                answers.append(drain(self._scored(worker.events(job), prompt, chosen)))
+        finally:
+            for job, _ in window:
+                worker.cancel(job)
+        return answers
+
+    def _scored(
+        self, events: Iterator[TokenStep | FinishEvent], prompt: Prompt, chosen: list[Estimator]
+    ) -> Generator[ScoredToken, None, Answer]:
         scorer = Scorer(chosen)
-        with closing(self._get_worker().stream(request, stop, on_queue)) as events:
+        with closing(events):
             for event in events:
                 if isinstance(event, FinishEvent):
                     return self._finished(scorer, event, prompt)
@@ -241,10 +267,3 @@ def drain(stream: Generator[ScoredToken, None, Answer]) -> Answer:
             next(stream)
         except StopIteration as end:
             return end.value
-
-
-def _drain_into(results: list[Any], index: int, stream: Generator[ScoredToken, None, Answer]) -> None:
-    try:
-        results[index] = drain(stream)
-    except Exception as error:  # noqa: BLE001  handed to the caller's thread, which raises it
-        results[index] = error

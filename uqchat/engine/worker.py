@@ -45,7 +45,7 @@ class Worker:
         self._waiting: list[Job] = []
         self._active: dict[int, Job] = {}
         self._lock = threading.Lock()
-        self._open = 0
+        self._open: set[Job] = set()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="uqchat-model", daemon=True)
         self._thread.start()
@@ -55,20 +55,31 @@ class Worker:
     @property
     def num_open(self) -> int:
         """Requests that wait or run."""
-        return self._open
+        return len(self._open)
 
-    def stream(
-        self, request: Request, stop: threading.Event | None = None, on_queue: Callable[[int], None] | None = None
-    ) -> Iterator[TokenStep | FinishEvent]:
+    def submit(self, request: Request, stop: threading.Event | None = None) -> Job:
+        """Hand a request in; read it with `events`, or give it up with `cancel`.
+
+        Raises:
+            BusyError: too many requests wait. ModelError: the model was unloaded.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise ModelError("This model has been unloaded; load one first.")
+            if len(self._open) >= MAX_ROWS + self.max_waiting:
+                raise BusyError(f"{len(self._open)} requests are under way or waiting already. Try again in a moment.")
+            job = Job(request, stop or threading.Event())
+            self._open.add(job)
+        self._inbox.put(job)
+        return job
+
+    def events(self, job: Job, on_queue: Callable[[int], None] | None = None) -> Iterator[TokenStep | FinishEvent]:
         """Steps of one request, then its `FinishEvent`. Closing the iterator stops the request.
 
         Raises:
-            BusyError: too many requests wait. ModelError: the model failed or was unloaded.
+            ModelError: the model failed or was unloaded.
         """
-        job = Job(request, stop or threading.Event())
-        self._enter()
         try:
-            self._inbox.put(job)
             while True:
                 event = job.events.get()
                 if isinstance(event, int):
@@ -81,9 +92,19 @@ class Worker:
                 if isinstance(event, FinishEvent):
                     return
         finally:
-            job.stop.set()
-            with self._lock:
-                self._open -= 1
+            self.cancel(job)
+
+    def cancel(self, job: Job) -> None:
+        """Stop a request within one step, if it still runs."""
+        job.stop.set()
+        with self._lock:
+            self._open.discard(job)
+
+    def stream(
+        self, request: Request, stop: threading.Event | None = None, on_queue: Callable[[int], None] | None = None
+    ) -> Iterator[TokenStep | FinishEvent]:
+        """`submit` and `events` in one, starting at the first `next`."""
+        yield from self.events(self.submit(request, stop), on_queue)
 
     def close(self) -> None:
         """End all requests and the thread."""
@@ -91,14 +112,6 @@ class Worker:
         self._inbox.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout=60)
-
-    def _enter(self) -> None:
-        with self._lock:
-            if self._is_closed:
-                raise ModelError("This model has been unloaded; load one first.")
-            if self._open >= MAX_ROWS + self.max_waiting:
-                raise BusyError(f"{self._open} requests are under way or waiting already. Try again in a moment.")
-            self._open += 1
 
     # ---- the thread
 
