@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # Before anything imports gradio or huggingface_hub: tests never leave this machine.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+# One thread: OpenMP's threads wait for each other by spinning, which stalls a machine that also runs a browser.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # None of the user's settings reach a test. The cache folder stays: the embedded model is converted once, not every run.
 KEPT = ("UQCHAT_SHARED", "UQCHAT_CHROMIUM", "UQCHAT_CACHE_DIR")
 for name in [name for name in os.environ if name.startswith("UQCHAT_") and name not in KEPT]:
