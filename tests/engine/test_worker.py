@@ -15,7 +15,7 @@ from uqchat.engine import worker as worker_module
 from uqchat.engine.backend import FinishEvent, Request
 from uqchat.engine.decode import Engine
 from uqchat.engine.worker import Worker
-from uqchat.errors import BusyError, ModelError
+from uqchat.errors import BusyError, InputError, ModelError
 from uqchat.types import TokenStep
 
 
@@ -101,6 +101,25 @@ def test_a_failing_step_reports_and_the_next_request_works(worker: Worker) -> No
     with pytest.raises(ModelError, match="Out of memory"):
         list(worker.stream(request()))
     assert len(list(worker.stream(request(5)))) == 6
+
+
+def test_a_request_that_the_engine_refuses_ends_with_the_reason_and_the_others_go_on(worker: Worker) -> None:
+    running = worker.stream(request(200))
+    next(running)
+    with pytest.raises(InputError, match="no adapter 'x'"):
+        next(worker.stream(Request((71, 68), adapter="x")))
+    assert sum(isinstance(e, TokenStep) for e in running) == 199
+    assert worker.num_open == 0
+
+
+def test_a_stop_flag_may_be_shared_and_is_left_as_it_was(worker: Worker) -> None:
+    stop = threading.Event()
+    long = worker.stream(request(200), stop)
+    next(long)
+    assert len(list(worker.stream(request(3), stop))) == 4
+    assert not stop.is_set()
+    *_, end = long
+    assert end.reason == "length"
 
 
 def test_waiting_requests_hear_their_place_and_too_many_are_refused(

@@ -6,10 +6,11 @@ Rows join and leave between steps. Keys and values live in the `Forward`, rows a
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import reduce
@@ -22,6 +23,7 @@ from transformers import PreTrainedModel
 from uqchat.engine.adapters import AdapterSet
 from uqchat.engine.backend import Event, FinishEvent, Request, StepEvent
 from uqchat.engine.capture import Capture, available_signals, join
+from uqchat.engine.failure import explain, if_memory_allows, is_out_of_memory
 from uqchat.engine.forward import Forward, make_forward
 from uqchat.engine.memory import check_memory, free_memory
 from uqchat.engine.prefix import PrefixStore
@@ -31,6 +33,8 @@ from uqchat.engine.scores import NUM_ALTERNATIVES, StepScores, Vocabulary, end_i
 from uqchat.engine.text import AnswerText, Detokenizer, find_reasoning_tags
 from uqchat.errors import InputError
 from uqchat.types import FinishReason, Signals, StepSignals
+
+log = logging.getLogger(__name__)
 
 PREFILL_CHUNK = 512  # prompt tokens read per step, so that a long prompt does not freeze the others
 MAX_ROWS = 16  # rows that decode together; beyond about ten, one more is no longer nearly free
@@ -60,6 +64,7 @@ class Engine:
         self.adapters = AdapterSet(model)
         self.batch = Batch(self.forward)
         self.waiting: deque[Row] = deque()
+        self._rows: dict[int, Row] = {}  # whose end has not been handed out yet
         self._next_key = 0
         self._pid = os.getpid()
         layers, has_attention = available_signals(model)
@@ -70,7 +75,11 @@ class Engine:
     # ---- the plain generator
 
     def stream(self, requests: Sequence[Request]) -> Iterator[Event]:
-        """All requests in one batch; keys are positions in `requests`. Closing the iterator removes the rows."""
+        """All requests in one batch; keys are positions in `requests`. Closing the iterator removes the rows.
+
+        Raises:
+            UqchatError: a request cannot be taken, or the model failed while answering it; the rows are removed.
+        """
         keys = {self.add(request): i for i, request in enumerate(requests)}
         pending = set(keys)
         try:
@@ -80,6 +89,8 @@ class Engine:
                         continue
                     if isinstance(event, FinishEvent):
                         pending.discard(event.key)
+                        if event.error is not None:
+                            raise event.error
                     yield replace(event, key=keys[event.key])
         finally:
             for key in pending:
@@ -108,20 +119,23 @@ class Engine:
         if config.temperature > 0:
             generator = torch.Generator(self.model.device).manual_seed(config.seed)
         text = AnswerText(Detokenizer(self.vocabulary.decode), config.stop_strings, self.tags, request.open_tag)
-        self.waiting.append(Row(key, request, text, self.vocabulary.end_ids, generator, ids=list(request.prompt_ids)))
+        row = Row(key, request, text, self.vocabulary.end_ids, generator, ids=list(request.prompt_ids))
+        self._rows[key] = row
+        self.waiting.append(row)
         return key
 
     def remove(self, key: int) -> list[Event]:
         """Take a row out at once; what its text still held back comes out as events, then its end."""
-        for row in [*self.batch.running, *self.batch.reading, *self.waiting]:
-            if row.key == key:
-                with torch.inference_mode():
-                    return self._finish(row, "cancelled")
-        return []
+        row = self._rows.pop(key, None)
+        if row is None:
+            return []
+        with torch.inference_mode():
+            return self._finish(row, "cancelled")
 
     def reset(self) -> None:
         """Forget all rows and free their memory, after an error."""
         self.waiting.clear()
+        self._rows.clear()
         self.batch = Batch(self.forward)
         self.prefixes.clear()
         self.forward.release()
@@ -129,15 +143,57 @@ class Engine:
     # ---- one step
 
     def step(self) -> list[Event]:
-        """One forward for all running rows, one for a prompt that is being read; the events of both."""
+        """One forward for all running rows, one for prompts that are being read; the events of both.
+
+        A failure ends rows of the forward that failed, with a `FinishEvent` that tells why, and no others.
+        """
         if os.getpid() != self._pid:  # OpenMP's threads do not survive a fork
             self._pid = os.getpid()
             torch.set_num_threads(1)
         with torch.inference_mode():
-            return [*self._decode(), *self._read()]
+            running = list(self.batch.running)
+            # Without chunks there is no going back: the rows before the failing one have taken the step.
+            events = self._attempt(self._decode, running, running, self.forward.is_chunkable)
+            self._admit()
+            readers = self.batch.readers(PREFILL_CHUNK if self.forward.is_chunkable else 0)
+            events += self._attempt(self._read, readers, list(self.batch.reading))
+        for event in events:
+            if isinstance(event, FinishEvent):
+                del self._rows[event.key]
+        return events
 
-    def _decode(self) -> list[Event]:
-        rows = list(self.batch.running)
+    def _attempt(
+        self, part: Callable[[list[Row]], list[Event]], rows: list[Row], half: list[Row], is_repeatable: bool = True
+    ) -> list[Event]:
+        """Run one part of a step; what it raises ends rows of that part.
+
+        Args:
+            rows: those in this part's forward.
+            half: all running or all reading rows: none of them is trusted when a step was taken half.
+            is_repeatable: whether a forward that failed may be run again.
+        """
+        spared = [row for row in [*self.batch.running, *self.batch.reading] if row not in half]
+        lengths = [row.length for row in rows]
+        try:
+            return part(rows)
+        except Exception as error:  # noqa: BLE001  one bad step must not take the others down
+            log.exception("a step of the model failed")
+            if not is_repeatable or lengths != [row.length for row in rows]:
+                failed = [row for row in self._rows.values() if row not in spared and row not in self.waiting]
+            elif not is_out_of_memory(error):
+                failed = rows
+            elif len(self.prefixes):  # room can be made: the next step tries again
+                self.prefixes.clear()
+                failed = []
+            else:
+                failed = [max(rows, key=lambda row: (len(row.ids), row.key))]
+            return [event for row in failed for event in self._fail(row, explain(error))]
+
+    def _fail(self, row: Row, error: Exception) -> list[Event]:
+        self._leave(row)
+        return [replace(event, error=error) for event in row.end("error") if isinstance(event, FinishEvent)]
+
+    def _decode(self, rows: list[Row]) -> list[Event]:
         if not rows:
             return []
         ids = torch.tensor([row.next_id for row in rows], device=self.model.device)
@@ -159,20 +215,19 @@ class Engine:
             self.batch.reading.append(row)
             saved, length = self.prefixes.find(row.to_read[: row.num_reused], row.request.adapter)
             if saved is not None:
-                self.forward.load(self.batch.place(row), saved, length)
-                row.length = length
+                with if_memory_allows("a saved conversation was not used again"):
+                    self.forward.load(self.batch.place(row), saved, length)
+                    row.length = length
 
     def _fits(self, row: Row) -> bool:
         rows = [row, *self.batch.running, *self.batch.reading]
         longest = max(len(r.to_read) + r.request.generation.max_new_tokens for r in rows)
         return len(rows) == 1 or self.forward.bytes_for(longest) * len(rows) <= self.memory - self.prefixes.max_bytes
 
-    def _read(self) -> list[Event]:
+    def _read(self, rows: list[Row]) -> list[Event]:
         """A chunk of the prompt whose turn it is, and of its neighbours while they are short."""
-        self._admit()
-        if not self.batch.reading:
+        if not rows:
             return []
-        rows = self.batch.readers(PREFILL_CHUNK if self.forward.is_chunkable else 0)
         chunks = [row.unread[:PREFILL_CHUNK] if self.forward.is_chunkable else row.unread for row in rows]
         wanted = [row.num_wanted(len(chunk)) for row, chunk in zip(rows, chunks, strict=True)]
         width = max(map(len, chunks))
@@ -269,9 +324,10 @@ class Engine:
     def _finish(self, row: Row, reason: FinishReason) -> list[Event]:
         events = row.end(reason)
         if row in self.batch.running and self.prefixes.max_bytes:
-            saved = self.forward.save(self.batch.place(row), row.length)
-            if saved is not None:
-                self.prefixes.put(row.ids[: row.length], saved, row.request.adapter)
+            with if_memory_allows("an answer was not kept for the next turn"):
+                saved = self.forward.save(self.batch.place(row), row.length)
+                if saved is not None:
+                    self.prefixes.put(row.ids[: row.length], saved, row.request.adapter)
         self._leave(row)
         return events
 
@@ -286,7 +342,9 @@ class Engine:
 
     def _capture(self, rows: Sequence[Row], num_rows: int) -> Capture | None:
         signals = reduce(or_, (row.request.signals for row in rows))
-        return Capture(signals, num_rows) if signals.has_tensors and num_rows else None
+        if not (signals.has_tensors and num_rows):
+            return None
+        return Capture(signals, num_rows, prompt_lengths=tuple(len(row.request.prompt_ids) for row in rows))
 
     def _signals(self, row: Row, capture: Capture | None, sequence: int, at: int) -> StepSignals | None:
         if capture is None or not row.request.signals.has_tensors:

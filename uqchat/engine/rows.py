@@ -125,6 +125,8 @@ class Batch:
 
         Its neighbours come along while all their unread ids, filled up to the longest, are at most `max_tokens`.
         """
+        if not self.reading:
+            return []
         at = min(range(len(self.reading)), key=lambda i: (self.reading[i].length, self.reading[i].key))
         rows = [self.reading[at]]
         width = len(rows[0].unread)
@@ -147,12 +149,10 @@ class Batch:
     def clone(self, source: Row, twin: Row) -> None:
         """Add a running row with a copy of the source's positions."""
         free = len(self.running)
-        if self.reading:
-            first = self.reading.pop(0)
-            if first.length:
-                self.forward.copy(free, free + 1 + len(self.reading), first.length)
-            self.reading.append(first)
+        if self.reading and self.reading[0].length:
+            self.forward.copy(free, len(self), self.reading[0].length)
         self.forward.copy(self.place(source), free, source.length)
+        self.reading = self.reading[1:] + self.reading[:1]  # only now: either copy may run out of memory
         twin.length = source.length
         self.running.append(twin)
 

@@ -10,10 +10,9 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-import torch
-
 from uqchat.engine.backend import FinishEvent, Request, StepEvent
 from uqchat.engine.decode import MAX_ROWS, Engine
+from uqchat.engine.failure import explain
 from uqchat.errors import BusyError, ModelError, UqchatError
 from uqchat.types import Timings, TokenStep
 
@@ -28,6 +27,12 @@ class Job:
     stop: threading.Event
     events: queue.SimpleQueue[TokenStep | FinishEvent | int] = field(default_factory=queue.SimpleQueue)
     ahead: int = -1  # requests before this one, as last told
+    is_dropped: bool = False  # nobody reads on; apart from `stop`, which may be shared by several requests
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it should end now."""
+        return self.is_dropped or self.stop.is_set()
 
 
 class Worker:
@@ -70,7 +75,7 @@ class Worker:
                 raise BusyError(f"{len(self._open)} requests are under way or waiting already. Try again in a moment.")
             job = Job(request, stop or threading.Event())
             self._open.add(job)
-        self._inbox.put(job)
+            self._inbox.put(job)
         return job
 
     def events(self, job: Job, on_queue: Callable[[int], None] | None = None) -> Iterator[TokenStep | FinishEvent]:
@@ -96,7 +101,7 @@ class Worker:
 
     def cancel(self, job: Job) -> None:
         """Stop a request within one step, if it still runs."""
-        job.stop.set()
+        job.is_dropped = True
         with self._lock:
             self._open.discard(job)
 
@@ -108,8 +113,9 @@ class Worker:
 
     def close(self) -> None:
         """End all requests and the thread."""
-        self._is_closed = True
-        self._inbox.put(None)
+        with self._lock:  # no request comes in behind the end
+            self._is_closed = True
+            self._inbox.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout=60)
 
@@ -141,21 +147,24 @@ class Worker:
     def _admit(self) -> None:
         while self._waiting and len(self._active) < MAX_ROWS:
             job = self._waiting.pop(0)
-            if not job.stop.is_set():
+            if job.is_stopped:
+                job.events.put(FinishEvent(-1, "cancelled", Timings()))
+                continue
+            try:
                 self._active[self.engine.add(job.request)] = job
                 job.events.put(0)
-            else:
-                job.events.put(FinishEvent(-1, "cancelled", Timings()))
+            except UqchatError as error:  # too large, or no such adapter
+                job.events.put(FinishEvent(-1, "error", Timings(), error))
         for ahead, job in enumerate(self._waiting, start=1):
             if job.ahead != ahead:
                 job.ahead = ahead
                 job.events.put(ahead)
 
     def _stop_cancelled(self) -> None:
-        for key in [key for key, job in self._active.items() if job.stop.is_set()]:
+        for key in [key for key, job in self._active.items() if job.is_stopped]:
             for event in self.engine.remove(key):
                 self._deliver(event)
-        for job in [job for job in self._waiting if job.stop.is_set()]:
+        for job in [job for job in self._waiting if job.is_stopped]:
             self._waiting.remove(job)
             job.events.put(FinishEvent(-1, "cancelled", Timings()))
 
@@ -166,15 +175,10 @@ class Worker:
             self._active.pop(event.key).events.put(event)
 
     def _fail(self, error: Exception) -> None:
-        log.exception("a step of the model failed")
+        """What the engine cannot lay on single rows: all of them end."""
+        log.exception("the model failed between two steps")
         self.engine.reset()
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error):
-            error = ModelError(
-                "Out of memory while answering. Shorten the conversation, lower the maximum number of tokens, "
-                "or load a smaller or quantised model."
-            )
-        elif not isinstance(error, UqchatError):
-            error = ModelError(f"The model failed while answering ({type(error).__name__}: {error}). The log has more.")
+        error = explain(error)
         for job in self._active.values():
             job.events.put(FinishEvent(-1, "error", Timings(), error))
         self._active.clear()
