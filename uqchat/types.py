@@ -98,9 +98,13 @@ class Signals:
     """Layers whose attention is wanted; None is all."""
     prompt_rows: bool = False
     """Hidden states and attention of every prompt position too."""
+    prompt_attention: bool = False
+    """Each head's attention on all of the prompt together, in `attention_layers`."""
+    input_ids: bool = False
+    """The id that was read at the position."""
 
     def __or__(self, other: Signals) -> Signals:
-        askers = [s for s in (self, other) if s.attention_lags]
+        askers = [s for s in (self, other) if s.has_attention]
         layers = None
         if askers and all(s.attention_layers is not None for s in askers):
             layers = tuple(sorted({layer for s in askers for layer in s.attention_layers or ()}))
@@ -111,12 +115,24 @@ class Signals:
             attention_lags=max(self.attention_lags, other.attention_lags),
             attention_layers=layers,
             prompt_rows=self.prompt_rows or other.prompt_rows,
+            prompt_attention=self.prompt_attention or other.prompt_attention,
+            input_ids=self.input_ids or other.input_ids,
         )
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether anything about attention is wanted."""
+        return bool(self.attention_lags or self.prompt_attention)
 
     @property
     def has_tensors(self) -> bool:
         """Whether anything is wanted that only a forward of the model itself can give."""
-        return bool(self.hidden_layers or self.attention_lags)
+        return bool(self.hidden_layers or self.has_attention or self.input_ids)
+
+    @property
+    def _num_lags(self) -> int:
+        """A source that can give windows can also sum over the prompt."""
+        return max(self.attention_lags, int(self.prompt_attention))
 
     def missing(self, available: Signals) -> list[str]:
         """Names of the signals asked for here that `available` does not cover."""
@@ -127,7 +143,7 @@ class Signals:
                 (f"top-{self.top_n} log-probabilities", self.top_n > available.top_n),
                 ("entropy of the full distribution", self.entropy and not available.entropy),
                 (f"hidden states of layer {', '.join(map(str, absent_layers))}", bool(absent_layers)),
-                ("attention weights", self.attention_lags > available.attention_lags),
+                ("attention weights", self._num_lags > available._num_lags),
             )
             if is_missing
         ]
@@ -147,6 +163,10 @@ class StepSignals:
     attention_layers: tuple[int, ...] = ()
     top_logprobs: torch.Tensor | None = None
     """(top_n,), descending, when more are asked for than the alternatives hold."""
+    prompt_attention: torch.Tensor | None = None
+    """(layers, H), float32, in [0, 1]: the attention weights on all prompt keys, summed."""
+    input_ids: torch.Tensor | None = None
+    """() int64, the id read at this position."""
     prompt: StepSignals | None = None
     """With an answer's first token, when prompt rows are asked for: the positions before the one that predicted it."""
 

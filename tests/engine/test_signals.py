@@ -85,6 +85,57 @@ def test_rows_of_a_mixed_batch_get_their_own_signals(kind: str) -> None:
                 torch.testing.assert_close(step.signals.hidden[layer], hidden[layer, at], atol=1e-4, rtol=1e-4)
 
 
+def masses(attentions: torch.Tensor, prompt: int) -> torch.Tensor:
+    """(T, L, H): weights on the first `prompt` keys, summed."""
+    return attentions[..., :prompt].sum(-1).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("chunk", [512, 7])
+def test_attention_on_the_prompt_and_ids_read_equal_eager(
+    kind: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of different prompts in one batch, generated and given; the second asks for one layer only."""
+    monkeypatch.setattr(decode, "PREFILL_CHUNK", chunk)
+    engine = make_engine(kind)
+    prompts = [ids_of(engine, text) for text in (TEXT, "some words", "b")]
+    wants = [
+        Signals(prompt_attention=True, input_ids=True, prompt_rows=True),
+        Signals(prompt_attention=True, attention_layers=(1,)),
+        Signals(attention_lags=2),
+    ]
+    requests = [
+        Request(p, GenerationConfig(max_new_tokens=8), ids_of(engine, "given"), signals=w)
+        for p, w in zip(prompts, wants, strict=True)
+    ]
+    rows, _ = drain(engine, *requests)
+    for prompt, want, steps in zip(prompts, wants, rows, strict=True):
+        ids = [*prompt, *(s.token_id for s in steps)]
+        expected = masses(reference(engine, ids)[1], len(prompt))
+        for i, step in enumerate(steps):
+            at = len(prompt) - 1 + i
+            if want.prompt_attention:
+                layers = list(want.attention_layers or (0, 1))
+                torch.testing.assert_close(step.signals.prompt_attention, expected[at][layers], atol=1e-5, rtol=0)
+            else:
+                assert step.signals.prompt_attention is None and step.signals.attention is not None
+            if want.input_ids:
+                assert step.signals.input_ids.item() == ids[at]
+    before = rows[0][0].signals.prompt
+    assert before.input_ids.tolist() == list(prompts[0][:-1])
+    torch.testing.assert_close(before.prompt_attention, torch.ones_like(before.prompt_attention), atol=1e-5, rtol=0)
+
+
+def test_a_recurrent_model_gives_the_ids_that_each_row_read() -> None:
+    engine = make_engine("mamba")
+    prompts = [ids_of(engine, text) for text in ("hello", "a b")]
+    want = Signals(input_ids=True)
+    rows, _ = drain(engine, *(Request(p, GenerationConfig(max_new_tokens=5), signals=want) for p in prompts))
+    for prompt, steps in zip(prompts, rows, strict=True):
+        read = [prompt[-1], *(s.token_id for s in steps[:-1])]
+        assert [s.signals.input_ids.item() for s in steps] == read
+
+
 def test_given_tokens_get_the_same_signals_as_generated_ones() -> None:
     engine = make_engine()
     prompt = ids_of(engine, "hello")

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention that also gives the weights on the last few keys. Knows no estimator.
+"""Scaled dot-product attention that also gives the weights on the last few keys, and on the prompt. Knows no estimator.
 
 The output comes from torch's fused kernel. The weights of the window are exp(q . k_j * scale - lse), with the
 log-sum-exp that the kernel returns, so a row costs O(window) and no T x T map exists. Where no kernel returns it,
@@ -28,13 +28,16 @@ class AttentionWindow:
         rows: how many of the last query rows of each sequence are wanted.
         positions: (B, R) which key each of those rows is; None: they are the last keys.
         layers: which layers to record; None is all.
+        prompt_lengths: (B,) how many first keys are the prompt, where the weights on it are to be summed.
     """
 
     lags: int
     rows: int
     positions: torch.Tensor | None
     layers: frozenset[int] | None = None
+    prompt_lengths: torch.Tensor | None = None
     weights: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> (B, H, R, lags), float32
+    on_prompt: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> (B, H, R), float32
 
 
 def attend(
@@ -64,9 +67,14 @@ def attend(
         out = out.transpose(1, 2).contiguous()
     wanted = query[:, :, -window.rows :]
     lse = log_sum_exp(wanted, key, attention_mask, scale) if lse is None else lse[:, :, -window.rows :]
-    window.weights[module.layer_idx] = window_weights(
-        wanted, key, lse, window.lags, scale, window.positions, attention_mask, kwargs.get("sliding_window")
-    )
+    if window.lags:
+        window.weights[module.layer_idx] = window_weights(
+            wanted, key, lse, window.lags, scale, window.positions, attention_mask, kwargs.get("sliding_window")
+        )
+    if window.prompt_lengths is not None:
+        window.on_prompt[module.layer_idx] = weight_on_prompt(
+            wanted, key, lse, window.prompt_lengths, scale, attention_mask
+        )
     return out, None
 
 
@@ -157,6 +165,43 @@ def window_weights(
     scores = torch.einsum("bgnrd,bgrkd->bgnrk", grouped.float(), near.float()) * scale
     weights = (scores.reshape(batch, heads, rows, lags) - lse.float()[..., None]).exp()
     return weights.where(allowed[:, None], 0.0)
+
+
+def weight_on_prompt(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    lse: torch.Tensor,
+    prompt_lengths: torch.Tensor,
+    scale: float,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention weights on the first `prompt_lengths` keys of each sequence, summed, a block of rows at a time.
+
+    Args:
+        query: (B, H, R, D), the last rows. key: (B, Hkv, K, D). lse: (B, H, R). prompt_lengths: (B,).
+        mask: (B or 1, 1, Q, K), bool or additive, of which the last R rows count; None is causal.
+
+    Returns:
+        (B, H, R) float32, in [0, 1].
+    """
+    batch, heads, rows, size = query.shape
+    longest = min(int(prompt_lengths.max()), key.shape[2])
+    grouped = query.reshape(batch, key.shape[1], -1, rows, size).float()
+    keys = key[:, :, :longest].float().transpose(-1, -2).unsqueeze(2)
+    index = torch.arange(longest, device=key.device)
+    is_prompt = index < prompt_lengths[:, None].to(key.device)  # (B, longest)
+    sums = []
+    for start in range(0, rows, BLOCK):
+        scores = (grouped[..., start : start + BLOCK, :] @ keys * scale).reshape(batch, heads, -1, longest)
+        weights = (scores - lse[:, :, start : start + BLOCK, None].float()).exp()
+        if mask is None:
+            last = torch.arange(start, start + weights.shape[2], device=key.device) + key.shape[2] - rows
+            allowed = (index <= last[:, None])[None]
+        else:
+            seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+            allowed = seen[:, 0, -rows:][:, start : start + BLOCK, :longest]
+        sums.append(weights.where((allowed & is_prompt[:, None])[:, None], 0.0).sum(dim=-1))
+    return torch.cat(sums, dim=-1)
 
 
 AttentionInterface.register(NAME, attend)

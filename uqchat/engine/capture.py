@@ -25,20 +25,30 @@ class Capture:
     signals: Signals
     rows: int
     positions: torch.Tensor | None = None  # (B, R) key index of those rows; None: they are the last keys
+    prompt_lengths: tuple[int, ...] = ()  # of each sequence, where attention on the prompt is wanted
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> (B, R, D)
+    input_ids: torch.Tensor | None = None  # (B, R)
     window: AttentionWindow | None = None
 
     def at(self, sequence: int, row: int | slice, wanted: Signals) -> StepSignals:
         """The part of it that one request asked for, copied so that no larger tensor is kept alive."""
         hidden = {layer: self.hidden[layer][sequence, row].clone() for layer in wanted.hidden_layers}
-        attention, layers = None, ()
-        if wanted.attention_lags and self.window is not None:
-            recorded = sorted(self.window.weights)
+        attention, on_prompt, layers = None, None, ()
+        if wanted.has_attention and self.window is not None:
+            recorded = sorted(self.window.weights or self.window.on_prompt)
             layers = tuple(recorded if wanted.attention_layers is None else wanted.attention_layers)
-            picked = [self.window.weights[layer][sequence, :, row, : wanted.attention_lags] for layer in layers]
-            attention = torch.stack(picked)  # (layers, H, [R,] lags)
-            attention = attention if isinstance(row, int) else attention.permute(2, 0, 1, 3).contiguous()
-        return StepSignals(hidden, attention, layers)
+            if wanted.attention_lags:
+                picked = [self.window.weights[layer][sequence, :, row, : wanted.attention_lags] for layer in layers]
+                attention = _rows_first(torch.stack(picked), row)  # ([R,] layers, H, lags)
+            if wanted.prompt_attention:
+                sums = [self.window.on_prompt[layer][sequence, :, row] for layer in layers]
+                on_prompt = _rows_first(torch.stack(sums), row)  # ([R,] layers, H)
+        ids = self.input_ids[sequence, row].clone() if wanted.input_ids else None
+        return StepSignals(hidden, attention, layers, prompt_attention=on_prompt, input_ids=ids)
+
+
+def _rows_first(stacked: torch.Tensor, row: int | slice) -> torch.Tensor:
+    return stacked if isinstance(row, int) else stacked.movedim(2, 0).contiguous()
 
 
 def available_signals(model: PreTrainedModel) -> tuple[tuple[int, ...], bool]:
@@ -74,10 +84,12 @@ def capturing(model: PreTrainedModel, capture: Capture | None) -> Iterator[dict[
     config = model.config.get_text_config()
     before = config._attn_implementation
     extra: dict[str, Any] = {}
-    if capture.signals.attention_lags:
+    if capture.signals.has_attention:
         wanted = capture.signals.attention_layers
         layers = None if wanted is None else frozenset(wanted)
         capture.window = AttentionWindow(capture.signals.attention_lags, capture.rows, capture.positions, layers)
+        if capture.signals.prompt_attention:
+            capture.window.prompt_lengths = torch.tensor(capture.prompt_lengths, device=model.device)
         extra["attention_window"] = capture.window
         config._attn_implementation_internal = NAME
     try:
@@ -94,6 +106,9 @@ def _hook_hidden(model: PreTrainedModel, capture: Capture) -> list[Any]:
     def keep(layer: int, states: torch.Tensor) -> None:
         capture.hidden[layer] = states[:, -capture.rows :].detach()
 
+    def keep_ids(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        capture.input_ids = args[0][:, -capture.rows :]
+
     def before_block(layer: int) -> Any:
         return lambda module, args, kwargs: keep(layer, args[0] if args else kwargs["hidden_states"])
 
@@ -104,11 +119,16 @@ def _hook_hidden(model: PreTrainedModel, capture: Capture) -> list[Any]:
         else:
             hook = lambda module, args, output: keep(len(blocks), output[0])  # noqa: E731
             handles.append(model.get_decoder().register_forward_hook(hook))
+    if capture.signals.input_ids:
+        handles.append(model.get_input_embeddings().register_forward_pre_hook(keep_ids))
     return handles
 
 
 def join(parts: Sequence[StepSignals]) -> StepSignals:
     """A prompt's signals, read chunk by chunk, as one."""
     hidden = {layer: torch.cat([part.hidden[layer] for part in parts]) for layer in parts[0].hidden}
-    windows = [part.attention for part in parts if part.attention is not None]
-    return StepSignals(hidden, torch.cat(windows) if windows else None, parts[0].attention_layers)
+    attention, on_prompt, ids = (
+        None if getattr(parts[0], name) is None else torch.cat([getattr(part, name) for part in parts])
+        for name in ("attention", "prompt_attention", "input_ids")
+    )
+    return StepSignals(hidden, attention, parts[0].attention_layers, prompt_attention=on_prompt, input_ids=ids)

@@ -230,6 +230,7 @@ class SequentialForward:
             hidden.append(dict(capture.hidden) if capture else {})
         if capture is not None:
             capture.hidden = {layer: torch.cat([h[layer] for h in hidden]) for layer in hidden[0]}
+            capture.input_ids = ids[:, None]
         return torch.cat(parts)
 
     def copy(self, source: int, target: int, length: int) -> None:
