@@ -100,6 +100,7 @@ class ScriptedLanguageModel:
         self.name, self.delay, self.hold_after, self.queue = name, delay, hold_after, tuple(queue)
         self.fail_after, self.error = fail_after, error or RuntimeError("scripted failure")
         self.requests: list[Request] = []
+        self.scored: list[tuple[tuple[Message, ...], str]] = []
         self.running = 0
         self._released = threading.Event()
         self._lock = threading.Lock()
@@ -129,6 +130,30 @@ class ScriptedLanguageModel:
             for position in self.queue if on_queue else ():
                 on_queue(position)
             return (yield from self._tokens(request, script, stop))
+        finally:
+            with self._lock:
+                self.running -= 1
+
+    def score(
+        self,
+        messages: Any,
+        answer: str,
+        estimators: Sequence[str] = ("entropy",),
+        *,
+        stop: threading.Event | None = None,
+        on_queue: Callable[[int], None] | None = None,
+    ) -> Answer:
+        """As `LanguageModel.score`, over the scripted vocabulary; `hold_after` and `fail_after` count here too."""
+        stop = stop or threading.Event()
+        self.scored.append((tuple(as_messages(messages)), answer))
+        with self._lock:
+            self.running += 1
+        try:
+            for position in self.queue if on_queue else ():
+                on_queue(position)
+            tokens = scored_tokens(answer, has_end=False)
+            is_cancelled = any(self._is_stopped(token.index, stop) for token in tokens)
+            return scripted_answer(tokens, estimators, "cancelled" if is_cancelled else "given", self.name)
         finally:
             with self._lock:
                 self.running -= 1
@@ -233,6 +258,10 @@ class ScriptedHost:
     def stream(self, *args: Any, **kwargs: Any) -> Generator[ScoredToken, None, Answer]:
         """As `LanguageModel.stream`."""
         return self.language_model.stream(*args, **kwargs)
+
+    def score(self, *args: Any, **kwargs: Any) -> Answer:
+        """As `LanguageModel.score`."""
+        return self.language_model.score(*args, **kwargs)
 
     def release(self) -> None:
         """Lets a held answer go on."""

@@ -378,6 +378,7 @@ def test_closing_stops_and_saves_every_answer() -> None:
 
 CALLS: dict[str, Callable[[Conversations, str, str, str], Any]] = {
     "ask": lambda c, chat, question, answer: c.ask("bob", chat, "x", PLAIN),
+    "score": lambda c, chat, question, answer: c.score("bob", chat, "x", "y", PLAIN),
     "regenerate": lambda c, chat, question, answer: c.regenerate("bob", answer, PLAIN),
     "edit": lambda c, chat, question, answer: c.edit("bob", question, "x", PLAIN),
     "continue_from": lambda c, chat, question, answer: c.continue_from("bob", answer, 0, 1, PLAIN),
@@ -397,7 +398,7 @@ def test_another_users_chat_is_unknown_and_changes_nothing(name: str) -> None:
     with pytest.raises(StoreError):
         CALLS[name](chats, chat_id, before[0].id, before[1].id)
     assert store.all_messages("ann", chat_id) == before
-    assert len(host.requests) == 1
+    assert len(host.requests) == 1 and host.language_model.scored == []
 
 
 def test_another_user_neither_sees_nor_stops_a_running_answer() -> None:

@@ -100,6 +100,37 @@ def test_answers_stream_through_and_end_with_the_answer(host: ModelHost) -> None
             return
 
 
+def test_a_text_is_scored_through_the_host_and_counts_as_a_running_answer(
+    make_host: Callable[..., ModelHost], loader: Loader
+) -> None:
+    loader.script = {"hold_after": 1}
+    host = make_host(max_queue=1)
+    with pytest.raises(BusyError, match="No model is loaded"):
+        host.score("hello", "four five")
+    host.start()
+    wait_until(lambda: host.status().state == "ready")
+    stop, found = threading.Event(), []
+
+    def score() -> None:
+        found.append(host.score("hello", "four five", ("margin",), stop=stop))
+
+    threads = [threading.Thread(target=score) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: host._admitted_count == 2)
+    with pytest.raises(BusyError, match="1 request is waiting"):
+        host.score("hello", "six")
+    host.switch("second")
+    wait_until(lambda: "Waiting for 2 answers" in host.status().message)
+    with pytest.raises(BusyError, match="Waiting for 2 answers"):
+        host.score("hello", "six")
+    stop.set()
+    for thread in threads:
+        thread.join(10)
+    wait_until(lambda: host.status().model == "second" and settled(host))
+    assert [answer.finish_reason for answer in found] == ["cancelled", "cancelled"]
+
+
 def test_a_model_that_fails_leaves_the_old_one(host: ModelHost, loader: Loader) -> None:
     host.switch("bad/model")
     wait_until(lambda: settled(host))

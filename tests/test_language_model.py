@@ -65,7 +65,7 @@ def test_one_bad_conversation_among_answers_raises(model: LanguageModel) -> None
 def test_score_of_the_own_answer_gives_the_same_log_probabilities(model: LanguageModel) -> None:
     answer = model.answer("hello", ALL, SHORT)
     scored = model.score("hello", [t.token_id for t in answer.tokens], ALL)
-    assert scored.text == answer.text
+    assert scored.text == answer.text and scored.finish_reason == "given"
     assert [t.logprob for t in scored.tokens] == pytest.approx([t.logprob for t in answer.tokens], abs=1e-4)
     assert scored.risks["entropy"].value == pytest.approx(answer.risks["entropy"].value, abs=1e-4)
 
@@ -76,6 +76,12 @@ def test_score_takes_text_lists_arrays_and_tensors(model: LanguageModel) -> None
     assert len(expected.tokens) == len(ids) and expected.text == "a🐱"
     for form in ("a🐱", torch.tensor(ids), torch.tensor(ids).numpy(), tuple(ids)):
         assert [t.logprob for t in model.score("hello", form).tokens] == [t.logprob for t in expected.tokens]
+
+
+def test_scoring_can_be_stopped(model: LanguageModel) -> None:
+    stop = threading.Event()
+    stop.set()
+    assert model.score("hello", "a b c", stop=stop).finish_reason == "cancelled"
 
 
 def test_scores_of_many_are_those_of_each_alone(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,7 @@ def test_the_example_is_marked_and_can_only_be_copied() -> None:
     [
         ({"status": "cancelled"}, "Stopped"),
         ({"finish_reason": "length"}, "Length limit reached"),
+        ({"finish_reason": "given"}, "Scored, not generated"),
         ({"status": "error", "error": "No <memory>"}, "No &lt;memory&gt;"),
         ({"dropped_messages": 4}, "Oldest 4 messages left out: the window is full"),
         ({"labels": (Mark(True, 0, 2),)}, "Marked wrong: <q>So</q>"),
@@ -79,7 +80,7 @@ def test_continue_goes_on_from_the_last_token() -> None:
 def test_a_live_answer_says_that_it_is_busy_and_who_is_before_it() -> None:
     assert live_answer_html(None, VIEW, "m") == ""
     assert 'aria-busy="true"' in live_answer_html(Running(), VIEW, "m")
-    assert "2 requests ahead" in live_answer_html(Running(status="waiting", queue_position=2), VIEW, "m")
+    assert "2 requests are ahead of yours" in live_answer_html(Running(status="waiting", queue_position=2), VIEW, "m")
     assert 'aria-busy="false"' in live_answer_html(Running(scored_tokens("So"), "done"), VIEW, "m")
     assert "out of memory" in live_answer_html(Running(status="error", error="out of memory"), VIEW, "m")
 

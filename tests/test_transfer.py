@@ -268,7 +268,7 @@ def test_the_page_has_no_script_and_asks_for_nothing() -> None:
     page = data.decode()
     tags = set(re.findall(r"<\s*([a-zA-Z0-9]+)", page))
     assert not tags & {"script", "img", "iframe", "object", "embed", "link", "form", "base", "svg", "video", "audio"}
-    assert not re.search(r"<[^>]*\son\w+\s*=", page)
+    assert not re.search(r"<[^>]*\son\w+\s*=", re.sub(r'"[^"]*"', "", page)), "an attribute may quote anything"
     style = re.search(r"<style>(.*?)</style>", page, re.S)[1]
     assert "@import" not in style and not re.search(r"url\((?![\"']?data:)", style)
     assert "default-src 'none'" in page

@@ -66,6 +66,7 @@ class AnswerRun:
     Args:
         start_stream: called in the run's thread with its stop flag and a function for the place in the queue.
         on_end: called once, in the run's thread, when the final state is reached.
+        text: what the answer keeps when it ends without a token: the text that was to be scored.
     """
 
     def __init__(
@@ -76,9 +77,10 @@ class AnswerRun:
         message_id: str,
         start_stream: StartStream,
         on_end: Callable[[AnswerRun], None],
+        text: str = "",
     ) -> None:
         self.user, self.chat_id, self.message_id = user, chat_id, message_id
-        self._store, self._start_stream, self._on_end = store, start_stream, on_end
+        self._store, self._start_stream, self._on_end, self._text = store, start_stream, on_end, text
         self._stop = threading.Event()
         self._changed = threading.Condition()
         self._tokens: list[ScoredToken] = []
@@ -163,7 +165,8 @@ class AnswerRun:
         try:
             answer = self._drain()
             status = "cancelled" if answer.finish_reason == "cancelled" else "done"
-            final = _Final(answer.text, answer.tokens, status, answer.finish_reason, None, answer.dropped_messages)
+            text = answer.text if answer.tokens else self._text
+            final = _Final(text, answer.tokens, status, answer.finish_reason, None, answer.dropped_messages)
         except UqchatError as error:
             final = self._failed(str(error))
         except Exception:
@@ -173,7 +176,7 @@ class AnswerRun:
 
     def _failed(self, error: str) -> _Final:
         tokens = tuple(self._tokens)
-        return _Final(_text(tokens), tokens, "error", "error", error)
+        return _Final(_text(tokens) if tokens else self._text, tokens, "error", "error", error)
 
     def _finish(self, final: _Final) -> None:
         with self._changed:

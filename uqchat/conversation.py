@@ -1,18 +1,18 @@
-"""What can be done in a chat: ask, answer again, edit, continue from a token, stop. Knows no interface and no model."""
+"""What can be done in a chat: ask, score, answer again, edit, continue from a token, stop. Knows no interface."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from uqchat.answer_run import AnswerRun, RunSnapshot
+from uqchat.answer_run import AnswerRun, RunSnapshot, StartStream
 from uqchat.config import AppConfig, GenerationConfig
 from uqchat.errors import BusyError, InputError
-from uqchat.estimators import ESTIMATORS
-from uqchat.prompt_text import clean_prompt, clean_text, messages_for_model, title_of
+from uqchat.estimators import ESTIMATOR_NAMES
+from uqchat.prompt_text import clean_answer, clean_prompt, clean_text, messages_for_model, title_of
 from uqchat.store import NEW_CHAT_TITLE, Store, StoredMessage
 from uqchat.types import Answer, Message, ScoredToken
 
@@ -48,6 +48,17 @@ class Host(Protocol):
     ) -> Generator[ScoredToken, None, Answer]:
         """As `LanguageModel.stream`."""
 
+    def score(
+        self,
+        messages: Sequence[Message],
+        answer: str,
+        estimators: Sequence[str],
+        *,
+        stop: threading.Event,
+        on_queue: Callable[[int], None],
+    ) -> Answer:
+        """As `LanguageModel.score`."""
+
 
 class Conversations:
     """All chats of the app: one answer at a time in each, every answer scored by every estimator.
@@ -70,15 +81,17 @@ class Conversations:
         """A new question at the end of the active branch (None: in a new chat); returns the chat's id and the run."""
         text = clean_prompt(text, self._max_chars)
         settings, model = self._checked(settings), self._ready_model()
-        if chat_id is None:
-            chat_id = self._store.create_chat(user).id
-        with self._only_answer(user, chat_id):
-            branch = self._store.path(user, chat_id)
-            _refuse_unfinished(branch)
-            if not branch and self._store.get_chat(user, chat_id).title == NEW_CHAT_TITLE:
-                self._store.rename_chat(user, chat_id, title_of(text))
-            question = self._store.add_message(user, chat_id, branch[-1].id if branch else None, "user", text)
-            return chat_id, self._answer(user, [*branch, question], settings, model)
+        with self._asked(user, chat_id, text) as branch:
+            return branch[-1].chat_id, self._answer(user, branch, settings, model)
+
+    def score(
+        self, user: str, chat_id: str | None, text: str, answer: str, settings: AskSettings
+    ) -> tuple[str, AnswerRun]:
+        """As `ask`, but with an answer that somebody else wrote: it is scored, nothing is generated."""
+        text, answer = clean_prompt(text, self._max_chars), clean_answer(answer, self._max_chars)
+        settings, model = self._checked(settings), self._ready_model()
+        with self._asked(user, chat_id, text) as branch:
+            return branch[-1].chat_id, self._scored(user, branch, answer, settings, model)
 
     def regenerate(self, user: str, message_id: str, settings: AskSettings) -> AnswerRun:
         """Another version of this answer, to the same question."""
@@ -125,6 +138,19 @@ class Conversations:
         for run in runs:
             run.join(STOP_WAIT_S)
 
+    @contextmanager
+    def _asked(self, user: str, chat_id: str | None, text: str) -> Iterator[list[StoredMessage]]:
+        """The active branch with a new question at its end; None: in a new chat."""
+        if chat_id is None:
+            chat_id = self._store.create_chat(user).id
+        with self._only_answer(user, chat_id):
+            branch = self._store.path(user, chat_id)
+            _refuse_unfinished(branch)
+            if not branch and self._store.get_chat(user, chat_id).title == NEW_CHAT_TITLE:
+                self._store.rename_chat(user, chat_id, title_of(text))
+            question = self._store.add_message(user, chat_id, branch[-1].id if branch else None, "user", text)
+            yield [*branch, question]
+
     def _answer(
         self,
         user: str,
@@ -133,20 +159,40 @@ class Conversations:
         model: str,
         prefix: tuple[int, ...] = (),
     ) -> AnswerRun:
-        """Adds the answer's row below the branch and begins to fill it."""
         messages = messages_for_model(branch, settings.system)
-        chat_id, parent = branch[-1].chat_id, branch[-1].id
-        row = self._store.add_message(user, chat_id, parent, "assistant", "", status="streaming", model=model)
 
         def start_stream(
             stop: threading.Event, on_queue: Callable[[int], None]
         ) -> Generator[ScoredToken, None, Answer]:
-            names = tuple(estimator.name for estimator in ESTIMATORS)
             return self._host.stream(
-                messages, names, settings.generation, answer_prefix=prefix, stop=stop, on_queue=on_queue
+                messages, ESTIMATOR_NAMES, settings.generation, answer_prefix=prefix, stop=stop, on_queue=on_queue
             )
 
-        run = AnswerRun(self._store, user, chat_id, row.id, start_stream, self._forget)
+        return self._run(user, branch[-1], model, start_stream)
+
+    def _scored(
+        self, user: str, branch: Sequence[StoredMessage], text: str, settings: AskSettings, model: str
+    ) -> AnswerRun:
+        messages = messages_for_model(branch, settings.system)
+
+        def start_stream(
+            stop: threading.Event, on_queue: Callable[[int], None]
+        ) -> Generator[ScoredToken, None, Answer]:
+            answer = self._host.score(messages, text, ESTIMATOR_NAMES, stop=stop, on_queue=on_queue)
+            if answer.finish_reason == "cancelled":
+                return replace(answer, tokens=())  # the run keeps the whole text, which is worth more than half a score
+            yield from answer.tokens
+            return answer
+
+        return self._run(user, branch[-1], model, start_stream, text)
+
+    def _run(
+        self, user: str, question: StoredMessage, model: str, start_stream: StartStream, text: str = ""
+    ) -> AnswerRun:
+        """Adds the answer's row below the question and begins to fill it."""
+        chat_id = question.chat_id
+        row = self._store.add_message(user, chat_id, question.id, "assistant", text, status="streaming", model=model)
+        run = AnswerRun(self._store, user, chat_id, row.id, start_stream, self._forget, text)
         with self._lock:
             self._runs[user, chat_id] = run
         run.start()

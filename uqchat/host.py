@@ -145,6 +145,19 @@ class ModelHost:
                 )
             )
 
+    def score(
+        self,
+        messages: str | Iterable[Message | Mapping[str, Any]],
+        answer: str | Sequence[int],
+        estimators: Sequence[str] = ("entropy",),
+        *,
+        stop: threading.Event | None = None,
+        on_queue: Callable[[int], None] | None = None,
+    ) -> Answer:
+        """As `LanguageModel.score`; counts as a running answer. Raises BusyError as `stream`."""
+        with self._admitted() as model:
+            return model.score(messages, answer, estimators, stop=stop, on_queue=on_queue)
+
     @contextmanager
     def _admitted(self) -> Iterator[LanguageModel]:
         """Count one answer in and out; the model stays while any is counted."""

@@ -144,17 +144,27 @@ class LanguageModel:
         return self._batch([self._request(as_messages(m), generation, (), chosen) for m in list_of_messages], chosen)
 
     def score(
-        self, messages: Messages, answer: str | Sequence[int], estimators: str | Iterable[str] = DEFAULT_ESTIMATORS
+        self,
+        messages: Messages,
+        answer: str | Sequence[int],
+        estimators: str | Iterable[str] = DEFAULT_ESTIMATORS,
+        *,
+        stop: threading.Event | None = None,
+        on_queue: Callable[[int], None] | None = None,
     ) -> Answer:
         """Risk of a given answer by teacher forcing: exactly one token for each given id.
 
         Args:
             answer: text, or token ids as the model would have generated them.
+            stop: as in `stream`; the tokens read so far are returned.
+            on_queue: as in `stream`.
 
         Raises:
             InputError: the answer is empty, holds ids outside the vocabulary, or does not fit the context window.
         """
-        return self.scores([messages], [answer], estimators)[0]
+        chosen = get_estimators(estimators)
+        request, prompt = self._given_request(messages, answer, chosen)
+        return _as_given(drain(self._stream(request, prompt, chosen, stop, on_queue)))
 
     def scores(
         self,
@@ -166,12 +176,18 @@ class LanguageModel:
         if len(list_of_messages) != len(answers):
             raise InputError(f"{len(list_of_messages)} conversations but {len(answers)} answers; give one for each.")
         chosen = get_estimators(estimators)
-        given = GenerationConfig(max_new_tokens=0)
         pairs = zip(list_of_messages, answers, strict=True)
-        requests = [self._request(as_messages(m), given, self._answer_ids(answer), chosen) for m, answer in pairs]
-        return self._batch(requests, chosen)
+        requests = [self._given_request(messages, answer, chosen) for messages, answer in pairs]
+        return [_as_given(answer) for answer in self._batch(requests, chosen)]
 
     # ---- inside
+
+    def _given_request(
+        self, messages: Messages, answer: str | Sequence[int], chosen: list[Estimator]
+    ) -> tuple[Request, Prompt]:
+        return self._request(
+            as_messages(messages), GenerationConfig(max_new_tokens=0), self._answer_ids(answer), chosen
+        )
 
     def _answer_ids(self, answer: str | Sequence[int]) -> list[int]:
         if isinstance(answer, str):
@@ -258,6 +274,10 @@ class LanguageModel:
             dropped_messages=prompt.dropped_messages,
             timings=event.timings,
         )
+
+
+def _as_given(answer: Answer) -> Answer:
+    return answer if answer.finish_reason == "cancelled" else replace(answer, finish_reason="given")
 
 
 def drain(stream: Generator[ScoredToken, None, Answer]) -> Answer:

@@ -30,9 +30,17 @@ def clean_text(text: str, max_chars: int, what: str = "The message") -> str:
 
 def clean_prompt(text: str, max_chars: int) -> str:
     """As `clean_text`. Raises InputError also when nothing visible is left."""
-    text = clean_text(text, max_chars)
+    return _visible(clean_text(text, max_chars), "The message is empty. Type a question first.")
+
+
+def clean_answer(text: str, max_chars: int) -> str:
+    """As `clean_prompt`, for an answer that is to be scored."""
+    return _visible(clean_text(text, max_chars, "The answer"), "The answer is empty. Paste the text to score.")
+
+
+def _visible(text: str, error: str) -> str:
     if not any(_is_visible(character) for character in text):
-        raise InputError("The message is empty. Type a question first.")
+        raise InputError(error)
     return text
 
 

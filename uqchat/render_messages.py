@@ -80,6 +80,8 @@ def _notices(message: MessageLike, is_busy: bool) -> str:
         return f'<p class="uq-chip uq-chip-error" role="alert">{error} {again}</p>'
     if message.status == "cancelled":
         return f'<p class="uq-chip">Stopped {_go_on(message, is_busy)}</p>'
+    if message.finish_reason == "given":
+        return f'<p class="uq-chip">Scored, not generated {_go_on(message, is_busy)}</p>'
     if message.finish_reason == "length":
         return f'<p class="uq-chip">Length limit reached {_go_on(message, is_busy)}</p>'
     return ""
@@ -173,7 +175,11 @@ def live_answer_html(snapshot: SnapshotLike | None, view: RiskView, message_id: 
         )
     if not snapshot.tokens:
         ahead = snapshot.queue_position or 0
-        words = f"Waiting, {plural(ahead, 'request')} ahead" if ahead else "Reading the conversation"
+        words = (
+            f"{plural(ahead, 'request')} {'is' if ahead == 1 else 'are'} ahead of yours"
+            if ahead
+            else "Reading the conversation"
+        )
         return f'{head}<p class="uq-waiting">{words}</p>' if busy else head
     return head + tokens_to_html(snapshot.tokens, view, message_id, is_streaming=busy)
 

@@ -53,6 +53,7 @@ def _message(message: StoredMessage, view: RiskView) -> str:
         f"Version {message.version} of {message.version_count}" if message.version_count > 1 else "",
         message.model,
         _STATES.get(message.status, ""),
+        "Scored, not generated" if message.finish_reason == "given" else "",
         message.error or "",
         *("Marked wrong" if label.is_error else "Marked right" for label in message.labels if label.start is None),
         answer_line(message.tokens, view),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 Role = Literal["system", "user", "assistant"]
-FinishReason = Literal["stop", "stop_string", "length", "cancelled", "error"]
+FinishReason = Literal["stop", "stop_string", "length", "cancelled", "error", "given"]
 Level = Literal["token", "sentence", "answer"]
 Span = tuple[int, int]
 
@@ -248,7 +248,10 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A finished answer. Token texts joined give `text`; `risks` and `summaries` follow the estimators' order."""
+    """A finished answer. Token texts joined give `text`; `risks` and `summaries` follow the estimators' order.
+
+    `finish_reason` is "given" for a text that was scored and not generated.
+    """
 
     text: str
     tokens: tuple[ScoredToken, ...]
