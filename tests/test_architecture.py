@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("__init__", "language_model"),),
     (("scoring",), ("selective",), ("artifacts",)),
     (("estimators", "estimators.*"),),
-    (("engine", "engine.*"), ("features",), ("heads", "heads.*"), ("calibration",)),
+    (("engine", "engine.*"), ("features", "features_*"), ("heads", "heads.*"), ("calibration",)),
     (
         (
             "models",
