@@ -10,6 +10,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
+
+import uqchat
+from uqchat.engine.adapters import Adapter, LowRank, linear_size
+from uqchat.language_model import LanguageModel
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -31,11 +38,14 @@ class Row:
     detail: str
 
 
-def interleave(arms: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+Arm = Callable[[], float | tuple[float, float]]
+
+
+def interleave(arms: dict[str, Arm], repeats: int) -> dict[str, list[float]]:
     """Work per second of every arm, `repeats` times, order reversed every other time, after one warm-up each.
 
     Args:
-        arms: each runs once and returns how much work it did (tokens, say).
+        arms: each runs once and returns how much work it did (tokens, say); with the seconds, if it times itself.
     """
     for run in arms.values():
         run()
@@ -44,8 +54,9 @@ def interleave(arms: dict[str, Callable[[], float]], repeats: int) -> dict[str, 
         order = list(arms) if repeat % 2 else list(reversed(arms))
         for name in order:
             start = time.perf_counter()
-            work = arms[name]()
-            rates[name].append(work / (time.perf_counter() - start))
+            result = arms[name]()
+            work, seconds = result if isinstance(result, tuple) else (result, time.perf_counter() - start)
+            rates[name].append(work / seconds)
     return rates
 
 
@@ -57,9 +68,16 @@ def compare(claim: str, rates: dict[str, list[float]], arm: str, baseline: str, 
     return Row(claim, arm, baseline, median, ratios[0], ratios[-1], f">= {bar:g}", median >= bar, detail)
 
 
+def cost(claim: str, rates: dict[str, list[float]], arm: str, baseline: str, bar: float) -> Row:
+    """The paired ratios of two arms' times for the same work against a bar that they should stay under."""
+    ratios = sorted(b / a for a, b in zip(rates[arm], rates[baseline], strict=True))
+    median = statistics.median(ratios)
+    detail = ", ".join(f"{name} {1000 / statistics.median(rates[name]):.1f} ms" for name in (arm, baseline))
+    return Row(claim, arm, baseline, median, ratios[0], ratios[-1], f"<= {bar:g}", median <= bar, detail)
+
+
 def save(name: str, rows: list[Row], settings: dict[str, object]) -> None:
     """Write benchmarks/results/<name>.json and print the rows."""
-    import torch
     import transformers
 
     machine = {
@@ -96,3 +114,34 @@ def update_readme() -> None:
     if BEGIN in text and END in text:
         before, rest = text.split(BEGIN, 1)
         readme.write_text(f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END, 1)[1]}")
+
+
+def load_endless(name: str = "embedded", dtype: str = "bfloat16") -> LanguageModel:
+    """A model whose answers never end by themselves, so that every arm gives the same number of tokens."""
+    model = uqchat.load(name, dtype=dtype)
+    model.engine.vocabulary.end_ids = frozenset()
+    return model
+
+
+def prompt_of(model: LanguageModel, length: int, first: str = "Tell me about the lighthouse.") -> tuple[int, ...]:
+    """Ids of a user's message, with as much text as makes `length` of them."""
+    words = first + " The keeper wrote down what he saw every night." * (length // 8 + 2)
+    while True:
+        ids = model.tokenizer.apply_chat_template(
+            [{"role": "user", "content": words}], add_generation_prompt=True, return_dict=False
+        )
+        if len(ids) <= length:
+            return tuple(ids)
+        words = words[: -max(1, len(ids) - length)]
+
+
+def random_lora(model: torch.nn.Module, name: str, rank: int, seed: int) -> Adapter:
+    """A small random low-rank change of every query and value projection."""
+    generator = torch.Generator().manual_seed(seed)
+    deltas: dict[str, Any] = {}
+    for layer, module in model.named_modules():
+        if layer.endswith(("q_proj", "v_proj")):
+            rows, columns = linear_size(module)
+            a, b = (torch.randn(*shape, generator=generator) * 0.02 for shape in ((rank, columns), (rows, rank)))
+            deltas[layer] = LowRank(a, b)
+    return Adapter(name, deltas)
