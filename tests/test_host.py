@@ -38,6 +38,7 @@ class Loader:
             raise ValueError("a bug")
         model = ScriptedLanguageModel("one two three", name=name, **self.script)
         model.info = SimpleNamespace(dtype="bfloat16", device="cpu", quantization=None, context_window=8192, notes=())
+        model.refused = {}
         model.close = lambda: self.closed.append(name)
         return model
 

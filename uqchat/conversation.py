@@ -164,8 +164,9 @@ class Conversations:
         def start_stream(
             stop: threading.Event, on_queue: Callable[[int], None]
         ) -> Generator[ScoredToken, None, Answer]:
+            names = self._estimators()
             return self._host.stream(
-                messages, ESTIMATOR_NAMES, settings.generation, answer_prefix=prefix, stop=stop, on_queue=on_queue
+                messages, names, settings.generation, answer_prefix=prefix, stop=stop, on_queue=on_queue
             )
 
         return self._run(user, branch[-1], model, start_stream)
@@ -178,7 +179,7 @@ class Conversations:
         def start_stream(
             stop: threading.Event, on_queue: Callable[[int], None]
         ) -> Generator[ScoredToken, None, Answer]:
-            answer = self._host.score(messages, text, ESTIMATOR_NAMES, stop=stop, on_queue=on_queue)
+            answer = self._host.score(messages, text, self._estimators(), stop=stop, on_queue=on_queue)
             if answer.finish_reason == "cancelled":
                 return replace(answer, tokens=())  # the run keeps the whole text, which is worth more than half a score
             yield from answer.tokens
@@ -197,6 +198,11 @@ class Conversations:
             self._runs[user, chat_id] = run
         run.start()
         return run
+
+    def _estimators(self) -> tuple[str, ...]:
+        """All that the model can serve, so that another one is only another drawing."""
+        refused = self._host.status().refused
+        return tuple(name for name in ESTIMATOR_NAMES if name not in refused)
 
     def _forget(self, run: AnswerRun) -> None:
         with self._lock:

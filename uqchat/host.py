@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from uqchat.config import AppConfig, GenerationConfig
@@ -27,7 +27,10 @@ State = Literal["loading", "ready", "switching", "failed", "empty"]
 
 @dataclass(frozen=True, slots=True)
 class HostStatus:
-    """`message` is one sentence for everybody; `done` and `total` are bytes; `error` is why the last job failed."""
+    """`message` is one sentence for everybody; `done` and `total` are bytes; `error` is why the last job failed.
+
+    `refused`: estimators that this model cannot serve, with the reason.
+    """
 
     state: State
     model: str | None
@@ -36,6 +39,7 @@ class HostStatus:
     total: int | None = None
     error: str | None = None
     details: str = ""
+    refused: dict[str, str] = field(default_factory=dict)
 
 
 def load_language_model(name: str, **options: Any) -> LanguageModel:
@@ -255,7 +259,9 @@ class ModelHost:
             model = self._model
             if model is not None:
                 text = f"{message} {model.name} is ready." if message else f"{model.name} is ready."
-                self._status = HostStatus("ready", model.name, text, error=error, details=_details(model))
+                refused = model.refused
+                details = "; ".join([_details(model), *refused.values()])
+                self._status = HostStatus("ready", model.name, text, error=error, details=details, refused=refused)
             else:
                 state: State = "failed" if error else "empty"
                 self._status = HostStatus(state, None, message or "No model is loaded.", error=error)

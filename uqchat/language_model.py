@@ -14,14 +14,16 @@ from dataclasses import replace
 from typing import Any
 
 from uqchat.config import GenerationConfig
-from uqchat.engine.backend import FinishEvent, Request
+from uqchat.engine.backend import Backend, FinishEvent, Request
 from uqchat.engine.decode import Engine
+from uqchat.engine.direct import DirectReader
 from uqchat.engine.prompt import Prompt, build_prompt
+from uqchat.engine.text import find_reasoning_tags
 from uqchat.engine.worker import Job, Worker
 from uqchat.errors import InputError
-from uqchat.estimators import Estimator, get_estimators
+from uqchat.estimators import ESTIMATORS, Estimator, get_estimators
 from uqchat.models import LoadedModel, load_model
-from uqchat.scoring import Scorer, signals_for
+from uqchat.scoring import Scorer, refusal, signals_for
 from uqchat.types import Answer, Message, ScoredToken, TokenStep, as_messages
 
 Messages = str | Iterable[Message | Mapping[str, Any]]
@@ -55,13 +57,18 @@ class LanguageModel:
     """Answers and scores; may be used from several threads, whose answers then share one batch.
 
     Messages are `Message`s, {"role", "content"} mappings, or one string. Estimators are names.
+
+    Args:
+        backend: where the steps come from when that is not the local engine; `loaded.model` may be None then.
     """
 
-    def __init__(self, loaded: LoadedModel, max_waiting: int = 1024) -> None:
+    def __init__(self, loaded: LoadedModel, max_waiting: int = 1024, backend: Backend | None = None) -> None:
         self.info = loaded
-        self.engine = Engine(loaded.model, loaded.tokenizer)
+        self.engine = backend or Engine(loaded.model, loaded.tokenizer)
+        template, vocabulary = getattr(loaded.tokenizer, "chat_template", None), loaded.tokenizer.get_vocab()
+        self._tags = find_reasoning_tags(template, vocabulary)
         self._max_waiting = max_waiting
-        self._worker: Worker | None = None
+        self._worker: Worker | DirectReader | None = None
         self._worker_pid = 0
         self._lock = threading.Lock()
         self._is_closed = False
@@ -73,13 +80,19 @@ class LanguageModel:
 
     @property
     def model(self) -> Any:
-        """The transformers model; usable as ever between requests."""
+        """The transformers model, usable as ever between requests; None where a backend computes elsewhere."""
         return self.info.model
 
     @property
     def tokenizer(self) -> Any:
         """The transformers tokenizer."""
         return self.info.tokenizer
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Names of the estimators that need more than this model's steps hold, with the reason."""
+        reasons = {estimator.name: refusal(estimator, self.engine.signals) for estimator in ESTIMATORS}
+        return {name: reason for name, reason in reasons.items() if reason}
 
     @property
     def running(self) -> int:
@@ -196,7 +209,7 @@ class LanguageModel:
             ids = [int(token_id) for token_id in answer]
         if not ids:
             raise InputError("The answer to score is empty; give some text or token ids.")
-        size = self.model.get_input_embeddings().weight.shape[0]
+        size = len(self.tokenizer) if self.model is None else self.model.get_input_embeddings().weight.shape[0]
         outside = [token_id for token_id in ids if not 0 <= token_id < size]
         if outside:
             raise InputError(f"Token id {outside[0]} is outside this model's vocabulary (0 to {size - 1:,}).")
@@ -208,17 +221,18 @@ class LanguageModel:
         signals = signals_for(chosen, self.engine.signals)
         wanted, forced = generation.max_new_tokens + len(forced), tuple(forced)
         needed = len(forced) if generation.max_new_tokens == 0 else None
-        prompt = build_prompt(messages, self.tokenizer, self.info.context_window, wanted, self.engine.tags, needed)
+        prompt = build_prompt(messages, self.tokenizer, self.info.context_window, wanted, self._tags, needed)
         room = max(0, prompt.room - len(forced))  # what the context window leaves for new tokens
         generation = replace(generation, max_new_tokens=min(generation.max_new_tokens, room))
         return Request(prompt.ids, generation, forced, signals, prompt.open_tag), prompt
 
-    def _get_worker(self) -> Worker:
+    def _get_worker(self) -> Worker | DirectReader:
         with self._lock:
             if self._is_closed:
                 raise InputError("This model has been closed; load it again.")
             if self._worker is None or self._worker_pid != os.getpid():  # threads do not survive a fork
-                self._worker, self._worker_pid = Worker(self.engine, self._max_waiting), os.getpid()
+                kind = Worker if isinstance(self.engine, Engine) else DirectReader
+                self._worker, self._worker_pid = kind(self.engine, self._max_waiting), os.getpid()
             return self._worker
 
     def _stream(
@@ -229,8 +243,8 @@ class LanguageModel:
         stop: threading.Event | None,
         on_queue: Callable[[int], None] | None,
     ) -> Generator[ScoredToken, None, Answer]:
-        worker = self._get_worker()
-        return (yield from self._scored(worker.events(worker.submit(request, stop), on_queue), prompt, chosen))
+        worker, scorer = self._get_worker(), Scorer(chosen)
+        return (yield from self._scored(worker.events(worker.submit(request, stop), on_queue), prompt, scorer))
 
     def _batch(self, requests: Sequence[tuple[Request, Prompt]], chosen: list[Estimator]) -> list[Answer]:
         """All requests, a window of them at a time with the worker; the first error ends the others."""
@@ -244,16 +258,15 @@ class LanguageModel:
                     request, prompt = todo.popleft()
                     window.append((worker.submit(request), prompt))
                 job, prompt = window.popleft()
-                answers.append(drain(self._scored(worker.events(job), prompt, chosen)))
+                answers.append(drain(self._scored(worker.events(job), prompt, Scorer(chosen))))
         finally:
             for job, _ in window:
                 worker.cancel(job)
         return answers
 
     def _scored(
-        self, events: Iterator[TokenStep | FinishEvent], prompt: Prompt, chosen: list[Estimator]
+        self, events: Iterator[TokenStep | FinishEvent], prompt: Prompt, scorer: Scorer
     ) -> Generator[ScoredToken, None, Answer]:
-        scorer = Scorer(chosen)
         with closing(events):
             for event in events:
                 if isinstance(event, FinishEvent):

@@ -51,7 +51,7 @@ class LoadedModel:
     """
 
     name: str
-    model: PreTrainedModel
+    model: PreTrainedModel | None  # None: another backend than the local engine computes
     tokenizer: PreTrainedTokenizerBase
     device: str
     dtype: str

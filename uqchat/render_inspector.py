@@ -113,7 +113,7 @@ def _figures(token: ScoredToken, total: int) -> str:
     rows = [
         ("Token probability", percent(probability(token.logprob))),
         ("Rank", f"{rank}" if rank else f"beyond the {count} likeliest" if token.alternatives else "not known"),
-        ("Entropy", f"{token.entropy:.2f} nats"),
+        ("Entropy", "not known" if token.entropy is None else f"{token.entropy:.2f} nats"),
         ("Position", f"{token.index + 1} of {total}"),
         ("Token id", str(token.token_id)),
     ]

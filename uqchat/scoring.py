@@ -13,6 +13,14 @@ from uqchat.estimators.base import Estimator
 from uqchat.types import Risk, ScoredToken, Signals, Summary, TokenStep
 
 
+def refusal(estimator: type[Estimator] | Estimator, available: Signals) -> str | None:
+    """Why the estimator cannot be used with a source that gives no more than this, or None if it can."""
+    missing = estimator.needs.missing(available)
+    return (
+        f"{estimator.label} cannot be used here: this model gives no {' and no '.join(missing)}." if missing else None
+    )
+
+
 def signals_for(estimators: Iterable[Estimator], available: Signals) -> Signals:
     """The union of what the estimators need.
 
@@ -21,9 +29,9 @@ def signals_for(estimators: Iterable[Estimator], available: Signals) -> Signals:
     """
     needed = Signals()
     for estimator in estimators:
-        missing = estimator.needs.missing(available)
-        if missing:
-            raise InputError(f"{estimator.label} cannot be used here: this model gives no {' and no '.join(missing)}.")
+        reason = refusal(estimator, available)
+        if reason:
+            raise InputError(reason)
         needed |= estimator.needs
     return needed
 

@@ -79,7 +79,7 @@ class TokenRecord(_Record):
     text: Text
     span: tuple[Count, Count]
     logprob: Logprob
-    entropy: Annotated[Number, Field(ge=-1e-3)]
+    entropy: Annotated[Number, Field(ge=-1e-3)] | None
     alternatives: tuple[AlternativeRecord, ...]
     risks: dict[Name, RiskRecord]
     is_reasoning: bool

@@ -185,7 +185,8 @@ class TokenStep:
     """One token as the engine hands it out, before any estimator has seen it.
 
     `span` is [start, end) in Python characters of the answer's text; an unfinished character, a special token and
-    the end token have text '' and an empty span. `logprob` and `entropy` (nats) are of the raw logits.
+    the end token have text '' and an empty span. `logprob` and `entropy` (nats) are of the raw logits; `entropy` is
+    None where the source of steps does not see the whole distribution.
     """
 
     index: int
@@ -193,7 +194,7 @@ class TokenStep:
     text: str
     span: Span
     logprob: float
-    entropy: float
+    entropy: float | None
     alternatives: tuple[Alternative, ...] = ()
     is_reasoning: bool = False
     is_end: bool = False  # an end-of-sequence id
@@ -221,7 +222,7 @@ class ScoredToken:
     text: str
     span: Span
     logprob: float
-    entropy: float
+    entropy: float | None
     alternatives: tuple[Alternative, ...] = ()
     risks: dict[str, Risk] = field(default_factory=dict)
     is_reasoning: bool = False
