@@ -72,6 +72,12 @@
     if (history) window.uqchat?.toBottom(history);
   }
 
+  // On a narrow screen the panel covers the conversation.
+  function showAnswer() {
+    delete document.body.dataset.uqSheet;
+    toBottom();
+  }
+
   // On a phone the focus would bring up the keyboard and hide the example.
   function begin() {
     // The framework draws what the server sent a moment after it calls this.
@@ -81,5 +87,5 @@
 
   document.addEventListener("click", onClick);
   document.addEventListener("keydown", onKey);
-  window.uqchatPage = { begin, download, toBottom };
+  window.uqchatPage = { begin, download, showAnswer, toBottom };
 })();

@@ -151,7 +151,10 @@ class ScriptedLanguageModel:
         try:
             for position in self.queue if on_queue else ():
                 on_queue(position)
-            tokens = scored_tokens(answer, has_end=False)
+            tokens = [
+                replace(token, risks={name: token.risks[name] for name in estimators})
+                for token in scored_tokens(answer, has_end=False)
+            ]
             is_cancelled = any(self._is_stopped(token.index, stop) for token in tokens)
             return scripted_answer(tokens, estimators, "cancelled" if is_cancelled else "given", self.name)
         finally:

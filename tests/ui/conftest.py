@@ -50,6 +50,10 @@ class Tab:
         """Presses Enter."""
         return self.page.chat.respond(self.request, self.kept, text, *(settings or DEFAULT_SETTINGS))
 
+    def score(self, text: str, answer: str) -> dict[Any, Any]:
+        """Presses Score."""
+        return self.page.chat.on_score(self.request, self.kept, text, answer, *DEFAULT_SETTINGS)
+
     def do(self, action: str, **data: Any) -> dict[Any, Any]:
         """A click inside the conversation."""
         return self.page.chat.on_select(self.request, event(action, data), self.kept, *DEFAULT_SETTINGS)

@@ -227,6 +227,39 @@ def test_a_forged_event_is_refused(tab: Tab, data: dict[str, Any]) -> None:
         tab.do("continue", **data)
 
 
+def test_a_scored_text_is_a_turn_like_any_other(tab: Tab) -> None:
+    updates = tab.score("Capital of France?", "Lyon, I think.")
+    panel = tab.page.widgets.scoring
+    assert (updates[panel.question], updates[panel.answer]) == ("", "")
+    html = tab.html(tab.finish(), "history")
+    assert "Scored, not generated" in html and "Lyon" in html
+    answer = tab.stored()[1]
+    assert "could have" in tab.html(tab.do("token", message=answer.id, index=1), "inspector")
+    tab.do("continue", message=answer.id, index=1, token_id=answer.tokens[1].alternatives[1].token_id)
+    tab.finish()
+    assert tab.stored()[1].version_count == 2 and tab.stored()[1].finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "words"), [("", "x", "message is empty"), ("x", " ", "answer is empty")]
+)
+def test_an_unusable_text_to_score_is_explained_and_changes_nothing(
+    tab: Tab, question: str, answer: str, words: str
+) -> None:
+    with pytest.raises(gr.Error, match=words):
+        tab.score(question, answer)
+    assert tab.session.chat_id is None
+
+
+def test_a_waiting_question_shows_how_many_are_ahead(make_page: Callable[..., Page]) -> None:
+    tab = Tab(make_page(ScriptedHost("one two", queue=(3, 2), hold_after=0)))
+    tab.open()
+    tab.ask("Count")
+    updates = tab.page.chat.follow(tab.request, tab.session.ticket)
+    wait_until(lambda: "2 requests are ahead of yours" in str(next(updates)))
+    tab.page.chat.on_stop(tab.request, tab.kept)
+
+
 def test_settings_become_a_generation_config() -> None:
     settings = ask_settings("Be brief", 12.0, 7.0, 0.5, 0.9, 0.1, 1.1, 40.0, "END\n\\n\\n")
     generation = settings.generation

@@ -50,10 +50,21 @@ def test_the_answer_endpoint_explains_bad_input(client: Client) -> None:
             client.predict(**arguments, api_name="/answer")
 
 
-def test_answer_is_the_only_public_endpoint_and_says_what_it_does(client: Client) -> None:
+def test_the_score_endpoint_scores_and_generates_nothing(client: Client, services: Services) -> None:
+    asked = len(services.host.requests)
+    given = {"question": "Capital of France?", "answer": "Lyon, I think.", "system": "Be brief."}
+    answer = client.predict(**given, estimators=["entropy"], api_name="/score")
+    assert (answer["text"], answer["finish_reason"]) == ("Lyon, I think.", "given")
+    assert set(answer["tokens"][0]["risks"]) == {"entropy"} and len(services.host.requests) == asked
+    with pytest.raises(AppError, match="answer is empty"):
+        client.predict(question="Capital?", answer=" ", api_name="/score")
+
+
+def test_the_public_endpoints_are_two_and_say_what_they_do(client: Client) -> None:
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert list(endpoints) == ["/answer"]
-    assert "Nothing is stored" in json.dumps(endpoints)
+    assert list(endpoints) == ["/answer", "/score"]
+    assert "Nothing is stored" in json.dumps(endpoints["/answer"])
+    assert "nothing is stored" in json.dumps(endpoints["/score"])
 
 
 def test_every_handler_has_a_docstring(page: Page) -> None:

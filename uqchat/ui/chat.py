@@ -43,6 +43,19 @@ class ChatHandlers:
             session.show(chat_id)
         return self._begin(user, session, run) | self._screen.chats(user, session)
 
+    def on_score(self, request: gr.Request, kept: str | None, text: str, answer: str, *settings: Any) -> Updates:
+        """Score: a question with an answer that somebody else wrote becomes a turn. On an error both texts stay."""
+        with shown_to_user():
+            user, session = self._services.who(request, kept)
+            is_new = session.chat_id is None
+            given = (text or "", answer or "", ask_settings(*settings))
+            chat_id, run = self._conversations.score(user, session.chat_id, *given)
+            if is_new:
+                session.show(chat_id)
+            panel = self._widgets.scoring
+            updates = self._begin(user, session, run) | self._screen.chats(user, session)
+            return updates | {panel.question: "", panel.answer: "", self._widgets.tabs: gr.Tabs(selected="inspect")}
+
     def _begin(self, user: str, session: Session, run: AnswerRun) -> Updates:
         session.draw(run)
         return self._shown(user, session)

@@ -14,7 +14,14 @@ from uqchat.config import AppConfig
 from uqchat.estimators import ESTIMATORS
 from uqchat.render import RiskView, inspector_html, legend_html
 from uqchat.ui.help import HELP_HTML
-from uqchat.ui.panels import ModelPanel, Settings, build_model_panel, build_settings
+from uqchat.ui.panels import (
+    ModelPanel,
+    ScorePanel,
+    Settings,
+    build_model_panel,
+    build_score_panel,
+    build_settings,
+)
 
 # assets/uqchat.js turns clicks and keys inside these components into one 'select' event {action, ...}.
 _BIND = "window.uqchat.bind(element, trigger, 'select');"
@@ -53,6 +60,7 @@ class Widgets:
     listed: gr.CheckboxGroup
     settings: Settings
     panel: ModelPanel
+    scoring: ScorePanel
 
     def view(self) -> list[gr.components.Component]:
         """What says how answers are drawn."""
@@ -177,6 +185,8 @@ def _right(config: AppConfig, models: Sequence[tuple[str, str]]) -> dict[str, ob
             inspector = gr.HTML(inspector_html(None, (), RiskView()), elem_id="uq-inspector", js_on_load=_BIND)
             overview = gr.HTML("", elem_id="uq-overview")
             chart = gr.Plot(label="Risk over the newest answer", show_label=False, elem_id="uq-chart", visible=False)
+        with gr.Tab("Score", id="score"):
+            scoring = build_score_panel()
         with gr.Tab("Settings", id="settings"):
             settings = build_settings()
             listed = gr.CheckboxGroup(
@@ -194,4 +204,5 @@ def _right(config: AppConfig, models: Sequence[tuple[str, str]]) -> dict[str, ob
         "listed": listed,
         "settings": settings,
         "panel": panel,
+        "scoring": scoring,
     }

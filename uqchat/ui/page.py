@@ -11,7 +11,7 @@ from gradio.components import Component
 from gradio.events import Dependency
 
 from uqchat.catalogue import known_models
-from uqchat.ui.answer_api import make_answer_endpoint
+from uqchat.ui.answer_api import make_answer_endpoint, make_score_endpoint
 from uqchat.ui.chat import ChatHandlers
 from uqchat.ui.chats import ChatsHandlers
 from uqchat.ui.layout import Widgets, build_layout
@@ -21,6 +21,7 @@ from uqchat.ui.views import ModelHandlers, ViewHandlers
 
 _PRESS_DOWNLOAD = "() => window.uqchatPage.download()"
 _TO_BOTTOM = "() => window.uqchatPage.toBottom()"
+_SHOW_ANSWER = "() => window.uqchatPage.showAnswer()"
 _BEGIN = "() => window.uqchatPage.begin()"
 _CACHE_CHECK_S, _CACHE_AGE_S = 3600, 3600  # exported files are erased after an hour
 
@@ -61,7 +62,8 @@ def build_page(services: Services) -> Page:
         _connect_chat(page)
         _connect_chats(page)
         _connect_views(page)
-        gr.api(make_answer_endpoint(services.host, services.config), api_name="answer", concurrency_limit=None)
+        for make, name in ((make_answer_endpoint, "answer"), (make_score_endpoint, "score")):
+            gr.api(make(services.host, services.config), api_name=name, concurrency_limit=None)
     blocks.queue(max_size=None, default_concurrency_limit=None)  # the host limits how many questions may wait
     return page
 
@@ -90,6 +92,10 @@ def _connect_chat(page: Page) -> None:
         selected = _on(part.select, chat.on_select, [w.user, *settings], begun, trigger_mode="multiple")
         if part is w.questions:
             _on(selected.success, None, js=_TO_BOTTOM)
+    panel = w.scoring
+    given = [w.user, panel.question, panel.answer, *settings]
+    scored = _on(panel.score.click, chat.on_score, given, [*begun, panel.question, panel.answer])
+    _on(scored.success, None, js=_SHOW_ANSWER)
     followed = _on(w.ticket.change, chat.follow, [w.ticket], [w.live], trigger_mode="multiple")
     _on(followed.then, chat.finish, [w.user, w.ticket], [*conversation, w.chats, w.inspector])
     _on(w.stop.click, chat.on_stop, [w.user])

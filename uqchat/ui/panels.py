@@ -1,4 +1,4 @@
-"""The settings and the model tab: what stands in them. Knows no handler."""
+"""The settings, model and scoring tabs: what stands in them. Knows no handler."""
 
 from __future__ import annotations
 
@@ -41,6 +41,23 @@ class ModelPanel:
     load: gr.Button
     cancel: gr.Button
     unload: gr.Button
+
+
+@dataclass(frozen=True)
+class ScorePanel:
+    """What takes a text that somebody else wrote."""
+
+    question: gr.Textbox
+    answer: gr.Textbox
+    score: gr.Button
+
+
+def build_score_panel() -> ScorePanel:
+    """A question, its ready answer, and the button that has it scored."""
+    gr.HTML('<p class="uq-note">Tint a text that is already written. Nothing is generated.</p>')
+    question = gr.Textbox(label="Question", lines=2, max_lines=6, elem_id="uq-score-question")
+    answer = gr.Textbox(label="Answer to score", lines=6, max_lines=14, elem_id="uq-score-answer")
+    return ScorePanel(question, answer, gr.Button("Score", variant="primary", size="sm", elem_id="uq-score"))
 
 
 def build_settings() -> Settings:
