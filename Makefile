@@ -11,11 +11,11 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 BUSY := $(VENV)/.installing
 HEALTHY := $(shell test ! -e $(BUSY) && $(PY) -c 'import pip' 2>/dev/null && echo yes)
 
-.PHONY: help run test bench style quality pictures
+.PHONY: help run test bench bench-full style quality pictures
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
 run: $(VENV)/.app-ready  ## install what is missing and open the chat on http://127.0.0.1:7860
 	@$(PY) app.py
@@ -23,8 +23,11 @@ run: $(VENV)/.app-ready  ## install what is missing and open the chat on http://
 test: $(VENV)/.dev-ready  ## all tests that need no GPU; `make test ARGS="tests/test_cli.py -x"` runs some
 	$(PY) -m pytest -m "not gpu" $(ARGS)
 
-bench: $(VENV)/.app-ready  ## measure what the README claims about speed
+bench: $(VENV)/.app-ready  ## measure what the README claims about speed; `make bench ARGS="eight_chats"` runs some
 	$(PY) -m benchmarks $(ARGS)
+
+bench-full: $(VENV)/.app-ready  ## the same with more repeats, and 500 requests with memory measured
+	$(PY) -m benchmarks --full $(ARGS)
 
 style: $(VENV)/.dev-ready  ## format the code and mend what ruff can mend
 	$(PY) -m ruff check --fix .

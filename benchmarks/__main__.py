@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME ...] [--repeats N]`: run benchmarks by name, all of them by default."""
+"""`python -m benchmarks [NAME ...] [--repeats N] [--full]`: run benchmarks by name, the quick ones by default."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks.common import update_readme
 
 HELPERS = ("__init__", "__main__", "common")
+SLOW = ("soak",)  # only by name and with --full
 NAMES = tuple(sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in HELPERS))
 
 
@@ -16,10 +17,12 @@ def main() -> None:
     """Run what was named and renew the README's table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*NAMES, []], help=f"any of {', '.join(NAMES)}")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, help="of every arm; default 3, with --full 9")
+    parser.add_argument("--full", action="store_true", help="the slow ones too, and more repeats")
     options = parser.parse_args()
-    for name in options.names or NAMES:
-        importlib.import_module(f"benchmarks.{name}").main(options.repeats)
+    repeats = options.repeats or (9 if options.full else 3)
+    for name in options.names or [name for name in NAMES if options.full or name not in SLOW]:
+        importlib.import_module(f"benchmarks.{name}").main(repeats)
     update_readme()
 
 

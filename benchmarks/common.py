@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,10 @@ from typing import Any
 import torch
 
 import uqchat
+from uqchat.config import GenerationConfig
 from uqchat.engine.adapters import Adapter, LowRank, linear_size
+from uqchat.engine.backend import Request
+from uqchat.engine.decode import Engine
 from uqchat.language_model import LanguageModel
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,6 +136,27 @@ def prompt_of(model: LanguageModel, length: int, first: str = "Tell me about the
         if len(ids) <= length:
             return tuple(ids)
         words = words[: -max(1, len(ids) - length)]
+
+
+def request_of(prompt: tuple[int, ...], count: int, **options: Any) -> Request:
+    """A greedy answer of `count` tokens."""
+    return Request(prompt, GenerationConfig(max_new_tokens=count), **options)
+
+
+def decode_steps(engine: Engine, requests: Sequence[Request], count: int) -> tuple[float, float]:
+    """`count` steps of all requests together, their prompts read before the clock starts: (steps, seconds)."""
+    engine.prefixes.clear()
+    keys = [engine.add(request) for request in requests]
+    while engine.waiting or engine.batch.reading:
+        engine.step()
+    start = time.perf_counter()
+    for _ in range(count):
+        engine.step()
+    seconds = time.perf_counter() - start
+    assert len(engine.batch) == len(requests), "all rows must run during all steps"
+    for key in keys:
+        engine.remove(key)
+    return count, seconds
 
 
 def random_lora(model: torch.nn.Module, name: str, rank: int, seed: int) -> Adapter:

@@ -99,9 +99,9 @@ def test_the_readme_lists_exactly_the_settings_that_exist() -> None:
 
 
 def test_the_readme_lists_exactly_the_make_targets_that_exist() -> None:
-    targets = set(re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)) - {"help"}
-    assert targets == set(re.findall(r"`make ([a-z]+)", README)) | set(
-        re.findall(r"^make ([a-z]+)", README, re.MULTILINE)
+    targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)) - {"help"}
+    assert targets == set(re.findall(r"`make ([a-z-]+)", README)) | set(
+        re.findall(r"^make ([a-z-]+)", README, re.MULTILINE)
     )
 
 

@@ -1,0 +1,65 @@
+"""Eight people ask, a tenth of a second apart, and share one batch: all tokens per second against one after another."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import torch
+
+from benchmarks.common import compare, interleave, load_endless, save
+from uqchat.config import GenerationConfig
+
+NEW, APART, BAR, GOAL = 64, 0.1, 5.0, 7.0
+TOPICS = ("lighthouses", "bread", "the moon", "trains", "rivers of Asia", "old clocks", "bees and honey", "glass")
+PROMPTS = [f"Tell me about {topic}: where it began, who took part, and what came of it later on." for topic in TOPICS]
+
+
+def main(repeats: int) -> None:
+    """bf16; `generate` of transformers, and our own engine, answer one chat after another."""
+    model = load_endless()
+    config = GenerationConfig(max_new_tokens=NEW)
+    inputs = [
+        model.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=False
+        )
+        for prompt in PROMPTS
+    ]
+
+    def answer(prompt: str) -> None:
+        assert len(model.answer(prompt, "entropy", config).tokens) == NEW
+
+    def together() -> float:
+        model.engine.prefixes.clear()
+        threads = [threading.Thread(target=answer, args=(prompt,)) for prompt in PROMPTS]
+        for thread in threads:
+            thread.start()
+            time.sleep(APART)
+        for thread in threads:
+            thread.join()
+        return NEW * len(PROMPTS)
+
+    def in_turn() -> float:
+        model.engine.prefixes.clear()
+        for prompt in PROMPTS:
+            answer(prompt)
+        return NEW * len(PROMPTS)
+
+    def generate() -> float:
+        options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
+        for ids in inputs:
+            model.model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+        return NEW * len(PROMPTS)
+
+    rates = interleave({"generate": generate, "in turn": in_turn, "eight chats": together}, repeats)
+    claim = f"eight chats, {NEW} tokens each, arriving {APART} s apart, against "
+    rows = [
+        compare(claim + "`generate` one after another", rates, "eight chats", "generate", BAR, "tokens/s"),
+        compare(claim + "our own one after another", rates, "eight chats", "in turn", 1.0, "tokens/s"),
+    ]
+    save("eight_chats", rows, {"prompts": PROMPTS, "goal": GOAL, "repeats": repeats})
+    model.close()
+
+
+if __name__ == "__main__":
+    main(3)
