@@ -32,11 +32,14 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("__init__", "language_model"),),
     (("scoring",), ("selective",), ("artifacts",)),
     (("estimators", "estimators.*"),),
-    (("engine", "engine.*"), ("features", "features_*"), ("heads", "heads.*"), ("calibration",)),
+    (("engine", "engine.*"), ("heads", "heads.*"), ("calibration",)),
+    (("features", "features_*"),),
     (
         (
             "models",
             "hub",
+            "hub_files",
+            "fingerprint",
             "sources",
             "catalogue",
             "embedded",

@@ -205,7 +205,7 @@ def test_a_stored_token_without_signals_is_refused() -> None:
         ([{"name": "basic_attention", "layer_nums": "all"}], "no `attn_history_sz`.*older than this format"),
         (attention(attn_history_sz=0), "whole number from 1"),
         (attention(attn_history_sz="2"), "whole number"),
-        (attention(layer_nums=[2]), "names 2, but this model has 0 to 1"),
+        (attention(layer_nums=[2]), "names 2, but this model has -2 to 1"),
         (attention(layer_nums="some"), "must be `all`"),
         (attention(head_nums={0: [0], 1: [0, 1]}), "equally many"),
         (attention(head_nums={0: [0]}), "no heads for layer 1"),

@@ -115,7 +115,7 @@ def numbers(value: Any, size: int, what: str, last: int | None = None) -> tuple[
         if isinstance(item, bool) or not isinstance(item, int):
             raise InputError(f"`{what}` must be `all`, a number or a list of numbers; got {str(value)[:80]!r}.")
         if not -size <= item <= last:
-            raise InputError(f"`{what}` names {item}, but this model has 0 to {last}.")
+            raise InputError(f"`{what}` names {item}, but this model has {-size} to {last}.")
     if not listed:
         raise InputError(f"`{what}` is an empty list.")
     return tuple(item + size if item < 0 else item for item in listed)

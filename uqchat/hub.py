@@ -73,7 +73,7 @@ def download_model(
         folder = _cached(repo_id, "the Hub cannot be reached")
         return folder, (f"the Hub could not be reached: the copy of {repo_id} on this machine is used",)
     except HfHubHTTPError as error:
-        raise _explained(error, repo_id, has_token=token is not None) from error
+        raise explained(error, repo_id, has_token=token is not None) from error
 
 
 def _cached(repo_id: str, reason: str) -> Path:
@@ -86,7 +86,8 @@ def _cached(repo_id: str, reason: str) -> Path:
     return Path(path).parent
 
 
-def _explained(error: HfHubHTTPError, repo_id: str, has_token: bool) -> ModelError:
+def explained(error: HfHubHTTPError, repo_id: str, has_token: bool) -> ModelError:
+    """What the Hub's refusal means for the user; never shows the token."""
     page = f"https://huggingface.co/{repo_id}"
     status = error.response.status_code
     if isinstance(error, GatedRepoError):

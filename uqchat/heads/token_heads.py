@@ -1,0 +1,89 @@
+"""Heads that give one logit per token. They know rows of features, no language model and no file."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from uqchat.heads.base import ENCODER_OPTIONS, MLP_OPTIONS, Option, TokenHead, classifier, mlp, projection
+from uqchat.heads.encoder import make_encoder
+
+
+class Linear(TokenHead):
+    """A logistic regression on a row."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(num_features, 1)
+
+    def classify(self, rows: torch.Tensor) -> torch.Tensor:
+        """See `TokenHead.classify`."""
+        return self.classifier(rows)[..., 0]
+
+
+class Saplma(TokenHead):
+    """Three hidden layers on a row (Azaria & Mitchell 2023)."""
+
+    options: ClassVar[dict[str, Option]] = MLP_OPTIONS
+
+    def __init__(
+        self, num_features: int, internal_dim1: int = 256, internal_dim2: int = 128, internal_dim3: int = 64
+    ) -> None:
+        super().__init__()
+        self.layers = mlp(num_features, (internal_dim1, internal_dim2, internal_dim3))
+
+    def classify(self, rows: torch.Tensor) -> torch.Tensor:
+        """See `TokenHead.classify`."""
+        for layer in self.layers:
+            rows = layer(rows)
+        return rows[..., 0]
+
+
+class Luh(TokenHead):
+    """A transformer over the rows of prompt and answer (Shelmanov et al. 2025).
+
+    `is_causal` lets a row see itself and earlier rows only; published heads see all of them.
+    """
+
+    options: ClassVar[dict[str, Option]] = {
+        "head_dim": Option(4096, 1),
+        "interim_dim": Option(0),
+        **ENCODER_OPTIONS,
+        "n_heads": Option(32, 1, 1024),
+        "enable_feature_projection_layer": Option(True),
+        "use_transformer_encoder": Option(True),
+    }
+
+    def __init__(
+        self,
+        num_features: int,
+        head_dim: int = 4096,
+        interim_dim: int = 0,
+        n_layers: int = 2,
+        n_heads: int = 32,
+        dropout: float = 0.1,
+        enable_feature_projection_layer: bool = True,
+        use_transformer_encoder: bool = True,
+        is_causal: bool = False,
+    ) -> None:
+        super().__init__()
+        self.is_causal = is_causal
+        size = head_dim if enable_feature_projection_layer else num_features
+        self.proj = projection(num_features, size, dropout) if enable_feature_projection_layer else None
+        self.transformer_encoder = make_encoder(size, n_heads, n_layers, dropout) if use_transformer_encoder else None
+        self.classifier = classifier(size, interim_dim, dropout) if interim_dim else nn.Linear(size, 1)
+
+    @property
+    def encoder(self) -> nn.TransformerEncoder | None:
+        """What looks at all rows together; None when each row stands alone."""
+        return self.transformer_encoder
+
+    def embed(self, features: torch.Tensor) -> torch.Tensor:
+        """See `TokenHead.embed`."""
+        return features.float() if self.proj is None else self.proj(features.float())
+
+    def classify(self, rows: torch.Tensor) -> torch.Tensor:
+        """See `TokenHead.classify`."""
+        return self.classifier(rows)[..., 0]
