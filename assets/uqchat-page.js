@@ -81,10 +81,52 @@
   // On a phone the focus would bring up the keyboard and hide the example.
   function begin() {
     // The framework draws what the server sent a moment after it calls this.
-    setTimeout(() => (q("#uq-questions .uq-ask") ? window.uqchat.toTop(q("#uq-history")) : toBottom()), 100);
+    setTimeout(() => {
+      if (q("#uq-questions .uq-ask")) window.uqchat.toTop(q("#uq-history"));
+      else toBottom();
+      letGo();
+    }, 100);
     if (matchMedia("(pointer: fine)").matches && document.activeElement === document.body) q("#uq-prompt textarea")?.focus();
   }
 
+  // Until the server knows this page, what would be sent waits here; the last press counts.
+  let isKnown = false;
+  let waiting = null;
+  const SENDS = "#uq-send, #uq-score, #uq-new, #uq-reset, .uq-export";
+
+  function hold(event) {
+    if (isKnown) return;
+    const isEnter = event.type === "keydown" && event.key === "Enter" && !event.shiftKey && !event.isComposing;
+    const field = isEnter && event.target.closest?.("#uq-prompt");
+    const button = event.type === "click" && event.target.closest?.(SENDS);
+    if (!field && !button) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    waiting = field ? "#uq-send" : `#${button.id}`;
+  }
+
+  function letGo() {
+    isKnown = true;
+    if (waiting) q(waiting)?.click();
+    waiting = null;
+  }
+
+  // Each drawing of the chart may be a new one, so it is listened to when it is about to be clicked.
+  function onPointer(event) {
+    const plot = event.target.closest?.("#uq-chart .js-plotly-plot");
+    if (!plot?.on) return;
+    plot.removeListener("plotly_click", onBar);
+    plot.on("plotly_click", onBar);
+  }
+
+  function onBar(data) {
+    const bar = data.points[0];
+    if (bar) window.uqchat.openToken(bar.data.meta, bar.customdata[0]);
+  }
+
+  document.addEventListener("click", hold, true);
+  document.addEventListener("keydown", hold, true);
+  document.addEventListener("pointerdown", onPointer, true);
   document.addEventListener("click", onClick);
   document.addEventListener("keydown", onKey);
   window.uqchatPage = { begin, download, showAnswer, toBottom };

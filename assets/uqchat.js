@@ -19,7 +19,8 @@
 
   function send(data, origin) {
     bound = bound.filter((one) => one.element.isConnected);
-    const home = bound.find((one) => origin && one.element.contains(origin)) || bound[0];
+    const inConversation = (one) => one.element.closest("#uq-history");
+    const home = bound.find((one) => origin && one.element.contains(origin)) || bound.find(inConversation) || bound[0];
     home?.trigger("select", data);
   }
 
@@ -29,6 +30,13 @@
     document.body.dataset.uqSheet = "open";
     showChosen();
     send({ action: "token", message: chosen.message, index: chosen.index }, origin || token);
+  }
+
+  // The same from outside the answer: a bar of the chart.
+  function openToken(message, index) {
+    chosen = { message, index };
+    showChosen();
+    send({ action: "token", message, index });
   }
 
   function showChosen() {
@@ -397,5 +405,5 @@
     restore(element);
   }
 
-  window.uqchat = { bind, toBottom, toTop, closeInspector };
+  window.uqchat = { bind, openToken, toBottom, toTop, closeInspector };
 })();

@@ -18,8 +18,11 @@ _INK = "#808590"
 _GRID = "rgba(128,133,144,0.25)"
 
 
-def strip_figure(tokens: Sequence[ScoredToken], view: RiskView, height: int = 96) -> Figure:
-    """Bars of risk in [0, 1] by position; `customdata` holds the token index of each bar. Empty without tokens."""
+def strip_figure(tokens: Sequence[ScoredToken], view: RiskView, message_id: str = "", height: int = 96) -> Figure:
+    """Bars of risk in [0, 1] by position; empty without tokens.
+
+    `customdata` holds each bar's token index and `meta` the message, for whoever opens the token of a bar.
+    """
     import plotly.graph_objects as go  # a second to import, and only the page draws it
 
     pieces = [unit for unit in units(tokens, view.estimator) if unit.risk is not None]
@@ -30,6 +33,7 @@ def strip_figure(tokens: Sequence[ScoredToken], view: RiskView, height: int = 96
         go.Bar(
             x=list(range(1, len(pieces) + 1)),
             y=[unit.risk for unit in pieces],
+            meta=message_id,
             customdata=[[unit.index, name] for unit, name in zip(pieces, names, strict=True)],
             marker={"color": [BIN_COLOURS[number or 0] for number in bins], "line": {"width": 0}},
             hovertemplate="%{customdata[1]}<br>risk %{y:.2f}<extra></extra>",
@@ -44,6 +48,7 @@ def strip_figure(tokens: Sequence[ScoredToken], view: RiskView, height: int = 96
         bargap=0.12,
         showlegend=False,
         dragmode=False,
+        hovermode="x",  # a bar of low risk is only a few pixels high
         xaxis={**axis, "showgrid": False, "nticks": 8},
         yaxis={**axis, "range": [0, 1], "tickvals": [0, 0.5, 1]},
     )

@@ -41,10 +41,9 @@ class Tab:
         """What the server remembers of this tab."""
         return self.page.chat._services.sessions.of(self.request.session_hash)
 
-    def open(self, last_chat: str | None = None, kept: str | None = None) -> dict[Any, Any]:
+    def open(self, last_chat: str | None = None, choices: object = None) -> dict[Any, Any]:
         """Loads the page."""
-        view = ("entropy", "absolute", "risk", ["entropy", "max_prob", "margin"])
-        return self.page.chats.on_load(self.request, kept or self.kept, last_chat, *view)
+        return self.page.chats.on_load(self.request, self.kept, last_chat, choices)
 
     def ask(self, text: str, *settings: Any) -> dict[Any, Any]:
         """Presses Enter."""

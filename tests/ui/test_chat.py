@@ -288,7 +288,7 @@ def test_after_a_restart_an_old_page_is_told_to_reload(tab: Tab) -> None:
 
 
 def test_a_browser_without_our_id_gets_one_and_is_refused_elsewhere(tab: Tab) -> None:
-    fresh = tab.page.chats.on_load(FakeRequest("t"), "login:alice", None, "entropy", "absolute", "risk", [])
+    fresh = tab.page.chats.on_load(FakeRequest("t"), "login:alice", None, None)
     assert len(tab.html(fresh, "user")) == 32
     with pytest.raises(gr.Error, match="reload"):
         tab.page.chat.respond(FakeRequest("t"), "login:alice", "Hi", "", 1, 0, 0.0, 1.0, 0.0, 1.0, 0, "")

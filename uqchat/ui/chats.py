@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import gradio as gr
 
 from uqchat.errors import InputError, UqchatError
 from uqchat.transfer import export_chat, import_chat
+from uqchat.ui.choices import from_kept
 from uqchat.ui.layout import Widgets
 from uqchat.ui.screen import Screen, Updates
 from uqchat.ui.services import Services, shown_to_user
@@ -26,15 +26,17 @@ class ChatsHandlers:
         self._widgets = widgets
         self._screen = screen
 
-    def on_load(self, request: gr.Request, kept: str | None, last_chat: str | None, *view: Any) -> Updates:
-        """The page opens: know the user again, show the chat that was open last, follow an answer under way."""
+    def on_load(self, request: gr.Request, kept: str | None, last_chat: str | None, choices: object) -> Updates:
+        """The page opens: know the user again, show the chat that was open last, as it was drawn last."""
         with shown_to_user():
             kept = browser_id(kept)
             self._services.sessions.of(request.session_hash).is_open = True
             user, session = self._services.who(request, kept)
-            session.look(*view)
+            chosen = from_kept(user, choices)
+            session.look(*chosen.view)
             self._show(user, session, last_chat if isinstance(last_chat, str) else None)
-            return self._redrawn(user, session) | {self._widgets.user: kept}
+            shown = dict(zip(self._widgets.controls(), chosen.values, strict=True))
+            return self._redrawn(user, session) | shown | {self._widgets.user: kept}
 
     def on_unload(self, request: gr.Request) -> None:
         """The tab is gone: its answers stop, what they have is kept."""

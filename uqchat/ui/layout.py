@@ -33,6 +33,7 @@ class Widgets:
 
     user: gr.BrowserState
     last_chat: gr.BrowserState
+    choices: gr.BrowserState
     ticket: gr.State
     clock: gr.Timer
     new_chat: gr.Button
@@ -58,9 +59,14 @@ class Widgets:
     chart: gr.Plot
     overview: gr.HTML
     listed: gr.CheckboxGroup
+    reset: gr.Button
     settings: Settings
     panel: ModelPanel
     scoring: ScorePanel
+
+    def controls(self) -> list[gr.components.Component]:
+        """All that the browser keeps, in the order of `Choices`."""
+        return [*self.settings.inputs(), *self.view()]
 
     def view(self) -> list[gr.components.Component]:
         """What says how answers are drawn."""
@@ -72,6 +78,7 @@ def build_layout(config: AppConfig, models: Sequence[tuple[str, str]]) -> Widget
     found: dict[str, object] = {
         "user": gr.BrowserState(None, storage_key="uqchat-user", secret=config.browser_secret()),
         "last_chat": gr.BrowserState(None, storage_key="uqchat-chat", secret=config.browser_secret()),
+        "choices": gr.BrowserState(None, storage_key="uqchat-choices", secret=config.browser_secret()),
         "ticket": gr.State(None),
         "clock": gr.Timer(1.0),
     }
@@ -192,6 +199,7 @@ def _right(config: AppConfig, models: Sequence[tuple[str, str]]) -> dict[str, ob
             listed = gr.CheckboxGroup(
                 names, value=[name for _, name in names], label="Estimators to list", elem_id="uq-listed"
             )
+            reset = gr.Button("Reset to defaults", size="sm", elem_id="uq-reset")
         with gr.Tab("Model", id="model", visible=config.allow_model_switch):
             panel = build_model_panel(models)
         with gr.Tab("Help", id="help"):
@@ -202,6 +210,7 @@ def _right(config: AppConfig, models: Sequence[tuple[str, str]]) -> dict[str, ob
         "chart": chart,
         "overview": overview,
         "listed": listed,
+        "reset": reset,
         "settings": settings,
         "panel": panel,
         "scoring": scoring,

@@ -108,7 +108,9 @@ def _connect_chats(page: Page) -> None:
         *(w.history, w.live, w.questions, w.send, w.stop, w.undo, w.chart, w.overview),
         *(w.chats, w.inspector, w.legend, w.ticket, w.last_chat),
     ]
-    opened = _on(page.blocks.load, chats.on_load, [w.user, w.last_chat, *w.view()], [*everything, w.user])
+    opened = _on(
+        page.blocks.load, chats.on_load, [w.user, w.last_chat, w.choices], [*everything, w.user, *w.controls()]
+    )
     _on(opened.then, None, js=_BEGIN)
     page.blocks.unload(chats.on_unload)
     cleared = _on(w.new_chat.click, chats.on_new_chat, [w.user], everything)
@@ -126,7 +128,10 @@ def _connect_views(page: Page) -> None:
     w, views, models = page.widgets, page.views, page.models
     drawn = [w.history, w.live, w.questions, w.send, w.stop, w.undo, w.chart, w.overview, w.inspector, w.legend]
     for control in w.view():
-        _on(control.change, views.on_view, [w.user, *w.view()], drawn, trigger_mode="always_last")
+        _on(control.input, views.on_view, [w.user, *w.view()], drawn, trigger_mode="always_last")
+    for control in w.controls():
+        _on(control.input, views.on_choice, [w.user, *w.controls()], [w.choices], trigger_mode="always_last")
+    _on(w.reset.click, views.on_reset, [w.user], [*drawn, *w.controls(), w.choices])
     state = [w.status, w.clock, w.panel.status, w.panel.load, w.panel.cancel, w.panel.unload]
     _on(page.blocks.load, views.on_clock, outputs=state)
     _on(w.clock.tick, views.on_clock, outputs=state)

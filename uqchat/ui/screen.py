@@ -61,8 +61,10 @@ class Screen:
 
     def newest_answer(self, messages: Iterable[Any], session: Session) -> Updates:
         """The strip chart and the list of estimators for the last answer that has tokens."""
-        tokens = next((m.tokens for m in reversed(list(messages)) if m.role == "assistant" and m.tokens), ())
-        chart = gr.Plot(strip_figure(tokens, session.view), visible=True) if tokens else gr.Plot(visible=False)
+        newest = next((m for m in reversed(list(messages)) if m.role == "assistant" and m.tokens), None)
+        tokens = newest.tokens if newest else ()
+        figure = strip_figure(tokens, session.view, newest.id) if newest else None
+        chart = gr.Plot(figure, visible=True) if newest else gr.Plot(visible=False)
         return {self._widgets.chart: chart, self._widgets.overview: overview_html(tokens, session)}
 
     def chats(self, user: str, session: Session) -> Updates:

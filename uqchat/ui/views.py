@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import gradio as gr
 
+from uqchat.ui.choices import Choices, to_keep
 from uqchat.ui.layout import Widgets
 from uqchat.ui.screen import Screen, Updates
 from uqchat.ui.services import Services, shown_to_user
+from uqchat.ui.user import user_of
 
 
 class ViewHandlers:
@@ -28,6 +31,19 @@ class ViewHandlers:
             session.look(estimator, scale, mode, listed)
             screen = self._screen
             return screen.conversation(user, session) | screen.inspector(user, session) | screen.legend(session)
+
+    def on_choice(self, request: gr.Request, kept: str | None, *values: Any) -> Updates:
+        """A control was changed: the browser keeps all of them."""
+        with shown_to_user():
+            return {self._widgets.choices: to_keep(user_of(request, kept), Choices.from_values(values))}
+
+    def on_reset(self, request: gr.Request, kept: str | None) -> Updates:
+        """Reset: every setting and the way answers are drawn, as on the first day."""
+        with shown_to_user():
+            user, _ = self._services.who(request, kept)
+            default, w = Choices(), self._widgets
+            shown = dict(zip(w.controls(), default.values, strict=True))
+            return self.on_view(request, kept, *default.view) | shown | {w.choices: to_keep(user, default)}
 
     def on_clock(self, request: gr.Request) -> Updates:
         """What everybody should know about the model; nothing is sent while nothing changes."""
