@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("evaluation",),
     ),
     (("__init__", "language_model"),),
-    (("scoring",), ("selective",), ("artifacts",)),
+    (("scoring",), ("selective",), ("artifacts",), ("head_check",)),
     (("estimators", "estimators.*"),),
     (("engine", "engine.*"), ("heads", "heads.*"), ("calibration",)),
     (("features", "features_*"),),

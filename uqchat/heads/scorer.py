@@ -35,8 +35,8 @@ class HeadScorer:
         self.num_tokens = 0
 
     @torch.inference_mode()
-    def push(self, step: TokenStep) -> dict[int, float]:
-        """Logits by token index that are new or changed with this step.
+    def add(self, step: TokenStep) -> torch.Tensor:
+        """Take a step without scoring it, where only claims are wanted; gives its embedded rows (n, d).
 
         Raises:
             InputError: the step carries no signals of the model.
@@ -44,6 +44,12 @@ class HeadScorer:
         rows = self.head.module.embed(self._features.push(step).to(self._device))
         self._parts.append(rows)
         self.num_tokens += 1
+        return rows
+
+    @torch.inference_mode()
+    def push(self, step: TokenStep) -> dict[int, float]:
+        """Logits by token index that are new or changed with this step. Raises what `add` raises."""
+        rows = self.add(step)
         if self.head.level == "claim":
             return {}
         if self.head.is_revising:

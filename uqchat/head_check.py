@@ -1,0 +1,132 @@
+"""Finds out which layout a published head was trained with, from labelled answers. Changes no head and no model.
+
+The published files do not say it, and a wrong layout loads without an error. So the head scores the claims of known
+answers in every convention it could have; the one that ranks false claims highest wins, and `heads.verdict` keeps it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import Any
+
+from uqchat.config import GenerationConfig
+from uqchat.engine.backend import Backend, Request, StepEvent
+from uqchat.errors import InputError
+from uqchat.features import HIDDEN_INDEXES, LAYOUTS
+from uqchat.heads import HeadScorer, UncertaintyHead, load_head
+from uqchat.heads.verdict import Verdict, write_verdict
+from uqchat.metrics import average_precision
+from uqchat.types import TokenStep
+
+BATCH = 8  # answers that are read together
+METRIC = "average precision of false claims"
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledAnswer:
+    """A given answer with claims, each a set of token indices of the answer, and which of them are false."""
+
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    claims: tuple[tuple[int, ...], ...]
+    is_error: tuple[bool, ...]
+
+
+def read_answers(path: Path) -> list[LabelledAnswer]:
+    """Labelled answers from JSON lines: `prompt_ids`, `answer_ids`, `claims` (lists of token indices) and `is_error`.
+
+    Raises:
+        InputError: a line is not of this form; the text names it.
+    """
+    answers = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            try:
+                answers.append(_answer(json.loads(line)))
+            except (ValueError, TypeError, KeyError) as error:
+                raise InputError(f"{path.name}, line {number}: {error or 'not of the expected form'}") from error
+    return answers
+
+
+def _answer(raw: Mapping[str, Any]) -> LabelledAnswer:
+    claims = tuple(tuple(int(i) for i in claim) for claim in raw["claims"])
+    labels = tuple(bool(label) for label in raw["is_error"])
+    if len(claims) != len(labels):
+        raise ValueError(f"{len(claims)} claims but {len(labels)} labels")
+    return LabelledAnswer(tuple(raw["prompt_ids"]), tuple(raw["answer_ids"]), claims, labels)
+
+
+def check_head(source: str | Path, model: Any, answers: Sequence[LabelledAnswer]) -> Verdict:
+    """The best convention of a head on labelled answers, stored beside the head.
+
+    Args:
+        source: folder or Hub id of a head in the published format.
+        model: what `uqchat.load` returns; it must have nothing else to do.
+        answers: some fifty are enough for a clear difference.
+
+    Raises:
+        InputError: the labels are all alike, so that nothing can be ranked.
+        UqchatError: the head cannot be loaded on this model.
+    """
+    labels = [label for answer in answers for label in answer.is_error]
+    if len(set(labels)) < 2:
+        raise InputError("The check needs true and false claims; all labels are alike.")
+    heads = variants(source, model)
+    risks: dict[str, list[float]] = {name: [] for name in heads}
+    for steps, answer in _read(model.engine, answers, heads.values()):
+        for name, head in heads.items():
+            risks[name] += _claim_logits(head, steps, answer)
+    scores = {name: average_precision(found, labels) for name, found in risks.items()}
+    best = max(scores, key=lambda name: scores[name])  # the first of equals is the default
+    layout, hidden_index = heads[best].config.layout, heads[best].config.hidden_index
+    verdict = Verdict(layout, hidden_index, METRIC, scores, len(answers))
+    write_verdict(verdict, str(source))
+    return verdict
+
+
+def variants(source: str | Path, model: Any) -> dict[str, UncertaintyHead]:
+    """The head in every convention that makes a difference to it, by "layout/hidden index"; the default comes first."""
+    found: dict[str, UncertaintyHead] = {}
+    seen = set()
+    default = load_head(source, model, LAYOUTS[0], HIDDEN_INDEXES[0])
+    names = [str(entry["name"]).rsplit(".", 1)[-1] for entry in default.config.extractors]
+    has_choice = any("head_nums" in entry for entry in default.config.extractors)  # newer than the older layout
+    layouts = LAYOUTS if "basic_attention" in names and not has_choice else LAYOUTS[:1]
+    for layout in layouts:
+        for index in HIDDEN_INDEXES:
+            head = load_head(source, model, layout, index)
+            key = (layout, head.needs.hidden_layers)
+            if key not in seen:
+                seen.add(key)
+                found[f"{layout}/{index}"] = head
+    return found
+
+
+def _read(
+    backend: Backend, answers: Sequence[LabelledAnswer], heads: Iterable[UncertaintyHead]
+) -> Iterable[tuple[list[TokenStep], LabelledAnswer]]:
+    """Each answer with its steps, which carry what all the heads need."""
+    needs = reduce(or_, (head.needs for head in heads))
+    given = GenerationConfig(max_new_tokens=0)
+    for group in _groups(answers, BATCH):
+        steps: list[list[TokenStep]] = [[] for _ in group]
+        for event in backend.stream([Request(a.prompt_ids, given, a.answer_ids, needs) for a in group]):
+            if isinstance(event, StepEvent):
+                steps[event.key].append(event.step)
+        yield from zip(steps, group, strict=True)
+
+
+def _groups(answers: Sequence[LabelledAnswer], size: int) -> Iterable[Sequence[LabelledAnswer]]:
+    return (answers[start : start + size] for start in range(0, len(answers), size))
+
+
+def _claim_logits(head: UncertaintyHead, steps: Sequence[TokenStep], answer: LabelledAnswer) -> list[float]:
+    scorer = HeadScorer(head)
+    for step in steps:
+        scorer.add(step)
+    return scorer.claims(answer.claims)
