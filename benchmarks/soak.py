@@ -25,13 +25,14 @@ from benchmarks.common import Row, random_lora, save
 from uqchat.config import GenerationConfig
 from uqchat.engine.backend import Request
 from uqchat.engine.prompt import Prompt
-from uqchat.estimators import ESTIMATOR_NAMES, get_estimators
+from uqchat.estimators import get_estimators
 from uqchat.estimators.entropy import Entropy
 from uqchat.language_model import LanguageModel
 from uqchat.types import Answer, Message, Risk, Signals
 
 COUNT, THREADS, CHANCE = 500, 12, 0.02
 WORDS = "the lighthouse keeper wrote down what he saw every night in a long book about ships storms birds and stars"
+SCORED_BY = ("entropy", "max_prob", "margin")  # whose needs every request meets, whatever signals it asks for
 FATES = ("whole", "whole", "whole", "whole", "stop", "close", "drop", "estimator")
 ADAPTERS = ("first", "second")
 FAILURES = (
@@ -100,7 +101,7 @@ def make_plans(model: LanguageModel, count: int, rng: random.Random, longest: in
         )
         if forced and rng.random() < 0.5:
             generation = replace(generation, max_new_tokens=0)  # only scored
-        request, prompt = model._request([Message("user", text)], generation, forced, get_estimators(ESTIMATOR_NAMES))
+        request, prompt = model._request([Message("user", text)], generation, forced, get_estimators(SCORED_BY))
         request = replace(request, adapter=rng.choice([None, None, *ADAPTERS]), signals=some_signals(size, rng))
         plans.append(Plan(request, prompt, rng.choice(FATES), rng.randint(0, longest // 2)))
     return plans
@@ -142,7 +143,7 @@ def sabotage(model: LanguageModel, rng: random.Random, chance: float) -> Iterato
 def consume(model: LanguageModel, plan: Plan) -> Outcome:
     """Run one plan to its end."""
     stop, outcome = threading.Event(), Outcome(plan)
-    chosen = [FailingEntropy(plan.at)] if plan.fate == "estimator" else get_estimators(ESTIMATOR_NAMES)
+    chosen = [FailingEntropy(plan.at)] if plan.fate == "estimator" else get_estimators(SCORED_BY)
     stream = model._stream(plan.request, plan.prompt, chosen, stop, None)
     try:
         while True:

@@ -19,7 +19,7 @@ from uqchat.config import GenerationConfig
 from uqchat.types import Alternative, Answer, FinishReason, Message, Risk, ScoredToken, Summary, as_messages
 
 END_ID = 2
-ESTIMATOR_NAMES = ("entropy", "max_prob", "margin")
+ESTIMATOR_NAMES = ("entropy", "max_prob", "margin", "rauq")
 
 
 def token_id_of(text: str) -> int:
@@ -40,6 +40,7 @@ def scored_token(index: int, text: str, start: int = 0, top: float | None = None
         "entropy": Risk(1 - math.exp(-entropy), entropy),
         "max_prob": Risk(1 - top, -math.log(top)),
         "margin": Risk(1 - (top - (1 - top) * 0.75), 1 - (top - (1 - top) * 0.75)),
+        "rauq": Risk(1 - top * 0.9, 1 - math.log(top * 0.9)),
     }
     token = ScoredToken(
         index, token_id_of(text), text, (start, start + len(text)), math.log(top), entropy, alternatives, risks

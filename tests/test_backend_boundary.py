@@ -74,7 +74,7 @@ def test_other_estimators_are_refused_by_the_missing_signal() -> None:
     model = make_model()
     with pytest.raises(InputError, match="Entropy cannot be used here.*no entropy of the full distribution"):
         model.stream("hi", ("margin", "entropy"))
-    assert list(model.refused) == ["entropy"] and model.running == 0
+    assert list(model.refused) == ["entropy", "rauq"] and model.running == 0
 
 
 def test_answers_scores_and_given_beginnings_work_as_with_the_local_engine() -> None:

@@ -19,6 +19,7 @@ from uqchat.answer_run import AnswerRun
 from uqchat.config import AppConfig, GenerationConfig
 from uqchat.conversation import AskSettings, Conversations
 from uqchat.errors import BusyError, InputError, ModelError, StoreError
+from uqchat.estimators import ESTIMATOR_NAMES
 from uqchat.prompt_text import clean_prompt, title_of
 from uqchat.store import Store
 
@@ -65,7 +66,7 @@ def test_an_answer_streams_and_is_stored_with_every_estimator() -> None:
     assert message.id == run.message_id
     assert (message.status, message.finish_reason, message.text, message.model) == ("done", "stop", ANSWER, "scripted")
     assert message.tokens == scored_tokens(ANSWER) == run.snapshot().tokens
-    assert list(message.tokens[0].risks) == ["entropy", "max_prob", "margin"]
+    assert list(message.tokens[0].risks) == list(ESTIMATOR_NAMES)
     assert chats.run_for("ann", chat_id) is None
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.doubles import scored_token
 from tests.drawing import alternatives, sequence
+from uqchat.estimators import ESTIMATOR_NAMES
 from uqchat.render import (
     RiskView,
     inspector_html,
@@ -72,7 +73,7 @@ def test_without_a_token_the_inspector_says_how_to_open_one() -> None:
 def test_every_estimator_has_its_view_of_the_token() -> None:
     token = scored_token(0, "Osh", top=0.5)
     markup = inspector_html(token, [token], RiskView(estimator="margin"), "m")
-    assert markup.count('class="uq-view-name"') == 3
+    assert markup.count('class="uq-view-name"') == len(ESTIMATOR_NAMES)
     assert '<li class="uq-shown"><span class="uq-view-name">Margin' in markup
 
 

@@ -22,6 +22,7 @@ from uqchat.engine.text import find_reasoning_tags
 from uqchat.engine.worker import Job, Worker
 from uqchat.errors import InputError
 from uqchat.estimators import ESTIMATORS, Estimator, get_estimators
+from uqchat.estimators.base import ModelFacts
 from uqchat.models import LoadedModel, load_model
 from uqchat.scoring import Scorer, refusal, signals_for
 from uqchat.types import Answer, Message, ScoredToken, TokenStep, as_messages
@@ -131,7 +132,7 @@ class LanguageModel:
         Raises:
             UqchatError: unknown estimator, unusable messages, a prompt that does not fit, a failing model.
         """
-        chosen = get_estimators(estimators)
+        chosen = self._choose(estimators)
         request, prompt = self._request(as_messages(messages), generation, answer_prefix, chosen)
         return self._stream(request, prompt, chosen, stop, on_queue)
 
@@ -153,7 +154,7 @@ class LanguageModel:
         generation: GenerationConfig = GenerationConfig(),  # noqa: B008  frozen
     ) -> list[Answer]:
         """One answer for each conversation, in order, decoded in one batch. Raises what `stream` raises."""
-        chosen = get_estimators(estimators)
+        chosen = self._choose(estimators)
         return self._batch([self._request(as_messages(m), generation, (), chosen) for m in list_of_messages], chosen)
 
     def score(
@@ -175,7 +176,7 @@ class LanguageModel:
         Raises:
             InputError: the answer is empty, holds ids outside the vocabulary, or does not fit the context window.
         """
-        chosen = get_estimators(estimators)
+        chosen = self._choose(estimators)
         request, prompt = self._given_request(messages, answer, chosen)
         return _as_given(drain(self._stream(request, prompt, chosen, stop, on_queue)))
 
@@ -188,12 +189,17 @@ class LanguageModel:
         """`score` for many conversations, read together. Raises what `score` raises."""
         if len(list_of_messages) != len(answers):
             raise InputError(f"{len(list_of_messages)} conversations but {len(answers)} answers; give one for each.")
-        chosen = get_estimators(estimators)
+        chosen = self._choose(estimators)
         pairs = zip(list_of_messages, answers, strict=True)
         requests = [self._given_request(messages, answer, chosen) for messages, answer in pairs]
         return [_as_given(answer) for answer in self._batch(requests, chosen)]
 
     # ---- inside
+
+    def _choose(self, names: str | Iterable[str]) -> list[Estimator]:
+        layers = self.model.config.get_text_config().num_hidden_layers if self.model is not None else 0
+        facts = ModelFacts(layers, self.info.is_instruct)
+        return [estimator.for_model(facts) for estimator in get_estimators(names)]
 
     def _given_request(
         self, messages: Messages, answer: str | Sequence[int], chosen: list[Estimator]

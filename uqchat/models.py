@@ -58,6 +58,7 @@ class LoadedModel:
     quantization: str | None
     context_window: int
     notes: tuple[str, ...] = ()
+    is_instruct: bool = True  # it brought a chat template of its own
 
 
 def load_model(
@@ -106,9 +107,10 @@ def load_model(
         raise _explained(error, name, device) from error
     reporter.check()
     window, window_notes = context_window(model.config)
-    notes = (*source.notes, *_ensure_template(tokenizer), *window_notes)
+    template_notes = _ensure_template(tokenizer)
+    notes = (*source.notes, *template_notes, *window_notes)
     dtype_name = str(number_format).removeprefix("torch.")
-    return LoadedModel(name, model, tokenizer, device, dtype_name, quantization, window, notes)
+    return LoadedModel(name, model, tokenizer, device, dtype_name, quantization, window, notes, not template_notes)
 
 
 def _require_memory(name: str, source: Source, device: str, bytes_each: float) -> None:

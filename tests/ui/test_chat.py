@@ -11,6 +11,7 @@ import pytest
 from tests.doubles import ScriptedHost, wait_until
 from tests.ui.conftest import BOB, FakeRequest, Tab
 from uqchat.errors import InputError
+from uqchat.estimators import ESTIMATOR_NAMES
 from uqchat.ui.chat import ask_settings
 from uqchat.ui.page import Page
 
@@ -276,7 +277,7 @@ def test_the_settings_reach_the_model(tab: Tab) -> None:
     request = tab.page.chat._services.host.requests[-1]
     assert request.dicts[0] == {"role": "system", "content": "Be brief"}
     assert (request.generation.max_new_tokens, request.generation.seed, request.generation.top_k) == (2, 5, 3)
-    assert set(request.estimators) == {"entropy", "max_prob", "margin"}
+    assert set(request.estimators) == set(ESTIMATOR_NAMES)
 
 
 def test_after_a_restart_an_old_page_is_told_to_reload(tab: Tab) -> None:

@@ -10,6 +10,7 @@ import pytest
 from tests.doubles import ScriptedHost
 from tests.ui.conftest import FakeRequest, Tab
 from uqchat.errors import ModelError
+from uqchat.estimators import ESTIMATOR_NAMES
 from uqchat.ui.page import Page
 
 NAMES = ["entropy", "max_prob", "margin"]
@@ -42,7 +43,7 @@ def test_the_newest_answer_has_a_chart_and_a_line_for_every_listed_estimator(tab
     tab.ask("Capital of France?")
     updates = tab.finish()
     assert tab.html(updates, "chart").value is not None
-    assert tab.html(updates, "overview").count("<dt>") == 3
+    assert tab.html(updates, "overview").count("<dt>") == len(ESTIMATOR_NAMES)
     updates = tab.page.views.on_view(tab.request, tab.kept, "entropy", "absolute", "risk", ["margin"])
     assert tab.html(updates, "overview").count("<dt>") == 2
 

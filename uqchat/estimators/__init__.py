@@ -9,8 +9,9 @@ from uqchat.estimators.base import Estimator
 from uqchat.estimators.entropy import Entropy
 from uqchat.estimators.margin import Margin
 from uqchat.estimators.max_prob import MaxProb
+from uqchat.estimators.rauq import Rauq
 
-ESTIMATORS: tuple[type[Estimator], ...] = (Entropy, MaxProb, Margin)
+ESTIMATORS: tuple[type[Estimator], ...] = (Entropy, MaxProb, Margin, Rauq)
 ESTIMATOR_NAMES: tuple[str, ...] = tuple(estimator.name for estimator in ESTIMATORS)
 
 
