@@ -8,7 +8,7 @@ import torch
 from tests.engine.test_decode import drain, ids_of, make_engine
 from uqchat.config import GenerationConfig
 from uqchat.engine import decode
-from uqchat.engine.attention import log_sum_exp, window_weights
+from uqchat.engine.attention import log_sum_exp, near_keys, window_weights
 from uqchat.engine.backend import Request
 from uqchat.engine.decode import Engine
 from uqchat.language_model import LanguageModel
@@ -195,7 +195,7 @@ def test_window_weights_respect_left_padding(kind: str) -> None:
     scores = (query.reshape(2, 2, 2, 6, 8) @ key.transpose(-1, -2)[:, :, None]).reshape(2, 4, 6, 6) * 0.3
     weights = scores.masked_fill(~allowed, -torch.inf).softmax(-1)
     lse = log_sum_exp(query, key, mask, 0.3)
-    out = window_weights(query, key, lse, 3, 0.3, mask=mask)
+    out = window_weights(query, key, lse, near_keys(query, key, 3, mask=mask), 0.3)
     for q in range(6):
         for lag in range(3):
             expected = weights[:, :, q, q - lag] if q >= lag else torch.zeros(2, 4)

@@ -19,6 +19,9 @@ NAME = "uqchat_window"
 BLOCK = 128  # query rows per block where the log-sum-exp is recomputed
 
 
+Near = tuple[torch.Tensor, torch.Tensor]  # (B, R, lags): which keys, and whether the row may see them
+
+
 @dataclass
 class AttentionWindow:
     """What one forward should record, and what it has recorded.
@@ -38,6 +41,14 @@ class AttentionWindow:
     prompt_lengths: torch.Tensor | None = None
     weights: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> (B, H, R, lags), float32
     on_prompt: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> (B, H, R), float32
+    _near: dict[tuple[int, int | None, int], Near] = field(default_factory=dict)
+
+    def near(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, sliding: int | None) -> Near:
+        """`near_keys` of a layer; found once for all layers that see the same keys."""
+        kind = (key.shape[2], sliding, id(mask))
+        if kind not in self._near:
+            self._near[kind] = near_keys(query, key, self.lags, self.positions, mask, sliding)
+        return self._near[kind]
 
 
 def attend(
@@ -68,9 +79,8 @@ def attend(
     wanted = query[:, :, -window.rows :]
     lse = log_sum_exp(wanted, key, attention_mask, scale) if lse is None else lse[:, :, -window.rows :]
     if window.lags:
-        window.weights[module.layer_idx] = window_weights(
-            wanted, key, lse, window.lags, scale, window.positions, attention_mask, kwargs.get("sliding_window")
-        )
+        near = window.near(wanted, key, attention_mask, kwargs.get("sliding_window"))
+        window.weights[module.layer_idx] = window_weights(wanted, key, lse, near, scale)
     if window.prompt_lengths is not None:
         window.on_prompt[module.layer_idx] = weight_on_prompt(
             wanted, key, lse, window.prompt_lengths, scale, attention_mask
@@ -127,27 +137,22 @@ def log_sum_exp(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | Non
     return torch.cat(parts, dim=-1).reshape(batch, heads, rows)
 
 
-def window_weights(
+def near_keys(
     query: torch.Tensor,
     key: torch.Tensor,
-    lse: torch.Tensor,
     lags: int,
-    scale: float,
     positions: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
     sliding_window: int | None = None,
-) -> torch.Tensor:
-    """Attention weights on the `lags` newest keys of each row; 0 where there is no key or the row may not see it.
+) -> Near:
+    """The `lags` newest keys of each row, and which of them exist and may be seen.
 
     Args:
-        query: (B, H, R, D). key: (B, Hkv, K, D). lse: (B, H, R).
+        query: (B, H, R, D). key: (B, Hkv, K, D).
         positions: (B, R) which key each row is; None: the rows are the last keys.
         mask: (B or 1, 1, Q, K), bool or additive, of which the last R rows count.
-
-    Returns:
-        (B, H, R, lags) float32.
     """
-    batch, heads, rows, size = query.shape
+    batch, _, rows, _ = query.shape
     if positions is None:
         positions = torch.arange(key.shape[2] - rows, key.shape[2], device=key.device).expand(batch, rows)
     wanted = positions[..., None] - torch.arange(lags, device=key.device)  # (B, R, lags)
@@ -159,12 +164,26 @@ def window_weights(
         seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
         seen = seen[:, 0, -rows:].expand(batch, -1, -1)
         allowed = allowed & seen.gather(2, wanted)
+    return wanted, allowed
+
+
+def window_weights(query: torch.Tensor, key: torch.Tensor, lse: torch.Tensor, near: Near, scale: float) -> torch.Tensor:
+    """Attention weights on the near keys of each row; 0 where there is no key or the row may not see it.
+
+    Args:
+        query: (B, H, R, D). key: (B, Hkv, K, D). lse: (B, H, R). near: as `near_keys` gives them.
+
+    Returns:
+        (B, H, R, lags) float32.
+    """
+    batch, heads, rows, size = query.shape
+    wanted, allowed = near
     index = wanted[:, None, :, :, None].expand(-1, key.shape[1], -1, -1, size)
-    near = key[:, :, None].expand(-1, -1, rows, -1, -1).gather(3, index)  # (B, Hkv, R, lags, D)
-    grouped = query.reshape(batch, key.shape[1], -1, rows, size)
-    scores = torch.einsum("bgnrd,bgrkd->bgnrk", grouped.float(), near.float()) * scale
-    weights = (scores.reshape(batch, heads, rows, lags) - lse.float()[..., None]).exp()
-    return weights.where(allowed[:, None], 0.0)
+    keys = key[:, :, None].expand(-1, -1, rows, -1, -1).gather(3, index)  # (B, Hkv, R, lags, D)
+    grouped = query.reshape(batch, key.shape[1], -1, rows, size).transpose(2, 3)  # (B, Hkv, R, G, D)
+    scores = grouped.float() @ keys.float().mT * scale
+    scores = scores.transpose(2, 3).reshape(batch, heads, rows, -1)
+    return (scores - lse.float()[..., None]).exp().where(allowed[:, None], 0.0)
 
 
 def weight_on_prompt(
