@@ -90,6 +90,7 @@ def test_arguments_reach_the_model(model: ScriptedLanguageModel, tmp_path: Path)
     ("arguments", "says"),
     [
         (["answer"], "either a question or --messages"),
+        (["answer", " \n"], "The question is empty"),
         (["answer", "x", "--messages", "y"], "either a question or --messages"),
         (["answer", "--messages", "/nowhere.json"], "cannot be read"),
         (["answer", "x", "--temperature", "-1"], "temperature = -1.0 is not allowed"),

@@ -37,12 +37,16 @@ def messages_of(args: argparse.Namespace) -> list[Message]:
     """The conversation: the question or `--messages`, behind `--system`.
 
     Raises:
-        InputError: neither or both are given, the file is not a JSON list of {role, content}, or it is empty.
+        InputError: neither or both are given, the question is blank, or the file is not a JSON list of {role, content} or
+            is empty.
     """
     if (args.question is None) == (args.messages is None):
         raise InputError("Give either a question or --messages FILE.")
     if args.question is not None:
-        messages = as_messages(sys.stdin.read() if args.question == "-" else args.question)
+        question = sys.stdin.read() if args.question == "-" else args.question
+        if not question.strip():
+            raise InputError("The question is empty; give some text.")
+        messages = as_messages(question)
     else:
         messages = _from_json(read_text(args.messages), args.messages)
     if args.system is None:
