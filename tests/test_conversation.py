@@ -285,7 +285,7 @@ def test_cleaning_a_second_time_changes_nothing_and_a_title_is_one_line(text: st
 def test_without_a_ready_model_nothing_is_stored_and_the_reason_is_given(state: str) -> None:
     chats, store, host = chat_with()
     host.set_state(state, "The model is loading, 40 %.")
-    with pytest.raises(BusyError, match="loading, 40 %"):
+    with pytest.raises(BusyError, match="loading, 40 %. Please ask again when a model is ready."):
         chats.ask("ann", None, "Capital?", PLAIN)
     assert store.list_chats("ann") == []
 

@@ -213,6 +213,23 @@ def test_a_cancelled_switch_keeps_the_old_model(host: ModelHost, loader: Loader,
     assert len(list(stream)) == (3 if is_answering else 4)
 
 
+def test_a_cancel_is_told_at_once_although_the_step_under_way_goes_on(host: ModelHost) -> None:
+    begun, step_ended = threading.Event(), threading.Event()
+
+    def load(name: str, **options: Any) -> ScriptedLanguageModel:
+        begun.set()
+        step_ended.wait(10)
+        raise ModelCancelledError("Cancelled.")
+
+    host._load = load
+    host.switch("second")
+    begun.wait(10)
+    host.cancel_switch()
+    assert host.status().message.startswith("Cancelling")
+    step_ended.set()
+    wait_until(lambda: settled(host))
+
+
 def test_cancelling_when_nothing_is_under_way_harms_no_later_switch(host: ModelHost) -> None:
     host.cancel_switch()
     host.switch("second")

@@ -234,7 +234,7 @@ class Conversations:
     def _ready_model(self) -> str:
         status = self._host.status()
         if status.state != "ready":
-            raise BusyError(status.message)
+            raise BusyError(f"{status.message} Please ask again when a model is ready.")
         return status.model or ""
 
     def _branch_to(self, user: str, message_id: str, role: str, what: str) -> list[StoredMessage]:

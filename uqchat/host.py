@@ -96,6 +96,8 @@ class ModelHost:
         """Stop the job that is under way; without one nothing happens."""
         with self._changed:
             self._cancel.set()
+            if self._job is not None:  # a step that is under way ends first, and that can take a while
+                self._set(self._status.state, "Cancelling; this takes effect after the current step.")
             self._changed.notify_all()
 
     def close(self) -> None:
