@@ -54,6 +54,12 @@ def test_the_inspector_offers_every_alternative_but_the_chosen_one() -> None:
     assert 'data-action="continue"' not in inspector_html(token, [token], VIEW, "m", can_continue=False)
 
 
+def test_positions_are_counted_without_the_end_token() -> None:
+    tokens = [scored_token(0, "Osh"), scored_token(1, "."), scored_token(2, "", is_end=True)]
+    assert "2 of 2" in inspector_html(tokens[1], tokens, VIEW, "m")
+    assert "the end<" in inspector_html(tokens[2], tokens, VIEW, "m")
+
+
 def test_a_token_outside_the_ten_likeliest_says_so() -> None:
     ten = tuple(Alternative(i, f"w{i}", -1.0 - i) for i in range(10))
     token = scored_token(0, "rare", token_id=99, logprob=-20.0, alternatives=ten)

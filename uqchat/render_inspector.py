@@ -43,7 +43,7 @@ def inspector_html(
             _header(token, unit, pieces, message_id),
             f'<p class="uq-sentence">{encode(token_sentence(token))}</p>',
             _group_note(unit, tokens),
-            _figures(token, len(tokens)),
+            _figures(token, sum(not other.is_end for other in tokens)),
             _alternatives(token, message_id, can_continue),
             _estimators(token, view, bins[position]),
             "</div>",
@@ -114,7 +114,7 @@ def _figures(token: ScoredToken, total: int) -> str:
         ("Token probability", percent(probability(token.logprob))),
         ("Rank", f"{rank}" if rank else f"beyond the {count} likeliest" if token.alternatives else "not known"),
         ("Entropy", "not known" if token.entropy is None else f"{token.entropy:.2f} nats"),
-        ("Position", f"{token.index + 1} of {total}"),
+        ("Position", "the end" if token.is_end else f"{token.index + 1} of {total}"),
         ("Token id", str(token.token_id)),
     ]
     cells = "".join(f"<div><dt>{name}</dt><dd>{encode(value)}</dd></div>" for name, value in rows)
