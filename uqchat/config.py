@@ -37,7 +37,7 @@ class GenerationConfig:
     stop_strings: tuple[str, ...] = ()
     """The answer ends before the first of these."""
     seed: int = 0
-    """Same seed, same answer; 0 to 2^63 - 1."""
+    """Same seed, same draws, and so the same answer, but for the rounding of a 16-bit number format; 0 to 2^63 - 1."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range. Raises InputError."""

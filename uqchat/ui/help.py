@@ -24,7 +24,7 @@ Use them to see where to look.</p>
 <ul>
 <li>Open a word: how likely it was, what else the model might have written, and what every estimator says.</li>
 <li>Have a text scored that is already written: the Score tab takes it with its question.</li>
-<li>Continue from there with another word. The old answer stays; switch with ‹ 1 / 2 ›.</li>
+<li>Continue from there with another word. The old answer stays; switch with ‹ 1 / 2 ›.</li>
 <li>Mark an answer, or the words you select, as right or wrong. The marks are stored with the chat.</li>
 <li>Change the estimator or the scale at any time; nothing is generated again.</li>
 </ul>
