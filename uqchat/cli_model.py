@@ -37,8 +37,8 @@ def messages_of(args: argparse.Namespace) -> list[Message]:
     """The conversation: the question or `--messages`, behind `--system`.
 
     Raises:
-        InputError: neither or both are given, the question is blank, or the file is not a JSON list of {role, content} or
-            is empty.
+        InputError: neither or both are given, the question is blank, the file is not a JSON list of {role, content},
+            or it is empty.
     """
     if (args.question is None) == (args.messages is None):
         raise InputError("Give either a question or --messages FILE.")
