@@ -73,6 +73,12 @@ def test_settings_and_view_survive_a_refresh_until_they_are_reset(chat: Page) ->
     chat.get_by_role("tab", name="Settings").click()
     chat.get_by_label("System prompt").fill("Be brief.")
     chat.get_by_label("Tokens at most").fill("12")
+    chat.locator('input[type="number"][aria-label*="Temperature"]').fill("0.5")
+    top_p = chat.locator('input[type="number"][aria-label*="Top-p"]')
+    top_p.fill("0.5")
+    chat.wait_for_timeout(500)
+    chat.get_by_label("Reset to default value").nth(1).click()
+    expect(top_p).to_have_value("1")
     chat.wait_for_timeout(1500)  # the page has no sign of what its browser has stored
     chat.reload()
     expect(chat.get_by_label("Markdown")).to_be_checked(timeout=SLOW)
@@ -82,6 +88,8 @@ def test_settings_and_view_survive_a_refresh_until_they_are_reset(chat: Page) ->
     chat.get_by_role("tab", name="Settings").click()
     expect(chat.get_by_label("System prompt")).to_have_value("Be brief.")
     expect(chat.get_by_label("Tokens at most")).to_have_value("12")
+    expect(chat.locator('input[type="number"][aria-label*="Temperature"]')).to_have_value("0.5")
+    expect(top_p).to_have_value("1")
     for reload in (False, True):
         if reload:
             chat.wait_for_timeout(1500)

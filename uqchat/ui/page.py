@@ -130,7 +130,9 @@ def _connect_views(page: Page) -> None:
     for control in w.view():
         _on(control.input, views.on_view, [w.user, *w.view()], drawn, trigger_mode="always_last")
     for control in w.controls():
-        _on(control.input, views.on_choice, [w.user, *w.controls()], [w.choices], trigger_mode="always_last")
+        # A slider's own reset tells of itself as a release only.
+        for event in (control.input, control.release) if isinstance(control, gr.Slider) else (control.input,):
+            _on(event, views.on_choice, [w.user, *w.controls()], [w.choices], trigger_mode="always_last")
     _on(w.reset.click, views.on_reset, [w.user], [*drawn, *w.controls(), w.choices])
     state = [w.status, w.clock, w.panel.status, w.panel.load, w.panel.cancel, w.panel.unload]
     _on(page.blocks.load, views.on_clock, outputs=state)
