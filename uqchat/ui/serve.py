@@ -20,6 +20,7 @@ _THREADS = 128  # each open stream waits in one; waiting is all it does
 
 def serve(config: AppConfig) -> None:
     """Opens the page and blocks until the server ends. Answers under way are kept."""
+    config.users(), open_port(config.host, config.port)  # what is wrong with these is told before a model is loaded
     services = open_services(config)
     try:
         launch(services)
