@@ -14,13 +14,15 @@ SENTENCE = "The keeper wrote down what he saw that night. "
 
 
 def history_of(model: LanguageModel) -> list[dict[str, str]]:
-    """Nine turns of about 1,500 tokens, the last answer missing."""
-    messages: list[dict[str, str]] = []
-    per_turn = BEHIND // TURNS // len(model.tokenizer(SENTENCE)["input_ids"]) - 2
-    for turn in range(TURNS):
-        messages.append({"role": "user", "content": f"What happened in year {turn + 1}?"})
-        messages.append({"role": "assistant", "content": (SENTENCE * per_turn).strip()})
-    return messages[:-1]
+    """Nine turns of at least 1,500 tokens, the last answer missing."""
+    for sentences in range(1, BEHIND):
+        messages: list[dict[str, str]] = []
+        for turn in range(TURNS):
+            messages.append({"role": "user", "content": f"What happened in year {turn + 1}?"})
+            messages.append({"role": "assistant", "content": (SENTENCE * sentences).strip()})
+        if len(model.tokenizer.apply_chat_template(messages[:-1], return_dict=False)) >= BEHIND:
+            return messages[:-1]
+    raise AssertionError("each sentence has at least one token")
 
 
 def first_token(model: LanguageModel, messages: list[dict[str, str]]) -> float:
