@@ -284,7 +284,7 @@ def test_axe_finds_nothing_serious(context: BrowserContext, address: str, scheme
     ask_and_stop(page)
     page.locator("#uq-history .uq-answer .uq-t").nth(3).click()
     expect(page.locator("#uq-inspector .uq-alternatives")).to_be_visible()
-    for tab in ("Inspect", "Settings", "Model", "Help"):
+    for tab in ("Inspect", "Score", "Settings", "Model", "Help"):
         page.get_by_role("tab", name=tab).click()
         expect(page.get_by_role("tab", name=tab)).to_have_attribute("aria-selected", "true")
         found = Axe().run(page).response["violations"]
