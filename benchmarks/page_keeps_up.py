@@ -65,7 +65,6 @@ class SteadyModel:
     """Answers every question with TOKENS tokens: at once, or at RATE when `is_paced`. The host and its model in one."""
 
     name = "script"
-    estimators = ESTIMATOR_NAMES
 
     def __init__(self) -> None:
         self.is_paced = False
