@@ -145,15 +145,15 @@ def request_of(prompt: tuple[int, ...], count: int, **options: Any) -> Request:
 
 def decode_steps(engine: Engine, requests: Sequence[Request], count: int) -> tuple[float, float]:
     """`count` steps of all requests together, their prompts read before the clock starts: (steps, seconds)."""
-    engine.prefixes.clear()
+    engine.lineup.prefixes.clear()
     keys = [engine.add(request) for request in requests]
-    while engine.waiting or engine.batch.reading:
+    while engine.lineup.waiting or engine.lineup.batch.reading:
         engine.step()
     start = time.perf_counter()
     for _ in range(count):
         engine.step()
     seconds = time.perf_counter() - start
-    assert len(engine.batch) == len(requests), "all rows must run during all steps"
+    assert len(engine.lineup.batch) == len(requests), "all rows must run during all steps"
     for key in keys:
         engine.remove(key)
     return count, seconds

@@ -30,7 +30,7 @@ def main(repeats: int) -> None:
         assert len(model.answer(prompt, "entropy", config).tokens) == NEW
 
     def together() -> float:
-        model.engine.prefixes.clear()
+        model.engine.lineup.prefixes.clear()
         threads = [threading.Thread(target=answer, args=(prompt,)) for prompt in PROMPTS]
         for thread in threads:
             thread.start()
@@ -40,7 +40,7 @@ def main(repeats: int) -> None:
         return NEW * len(PROMPTS)
 
     def in_turn() -> float:
-        model.engine.prefixes.clear()
+        model.engine.lineup.prefixes.clear()
         for prompt in PROMPTS:
             answer(prompt)
         return NEW * len(PROMPTS)

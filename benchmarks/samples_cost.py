@@ -18,7 +18,7 @@ def main(repeats: int) -> None:
     samples = [replace(answer, generation=generation) for generation in settings]
 
     def run(*requests: Request) -> float:
-        model.engine.prefixes.clear()
+        model.engine.lineup.prefixes.clear()
         tokens = sum(isinstance(event, StepEvent) for event in model.engine.stream(requests))
         assert tokens == NEW * len(requests)
         return 1

@@ -15,7 +15,7 @@ MAX_MIB = 20
 
 def read(engine: Engine, request: Request) -> StepSignals | None:
     """Read a prompt; the signals that came with the first token."""
-    engine.prefixes.clear()
+    engine.lineup.prefixes.clear()
     steps = [event.step for event in engine.stream([request]) if isinstance(event, StepEvent)]
     return steps[0].signals
 

@@ -124,7 +124,7 @@ def sabotage(model: LanguageModel, rng: random.Random, chance: float) -> Iterato
         def call(*args: Any) -> Any:
             if rng.random() >= chance:
                 return original(*args)
-            batch = engine.batch
+            batch = engine.lineup.batch
             first = args[0] if name == "prefill" else 0
             rows = [*batch.running, *batch.reading][first : first + len(args[1] if name == "prefill" else args[0])]
             hit.update(id(row.request) for row in rows)
@@ -197,7 +197,7 @@ def left_over(model: LanguageModel) -> list[str]:
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.model.modules())
     storage = [layer for layer in engine.forward.cache.layers if layer.is_initialized]
     found = {
-        "rows": len(engine.batch) + len(engine.waiting) + len(engine._rows),
+        "rows": len(engine.lineup.batch) + len(engine.lineup.waiting) + len(engine._rows),
         "jobs": worker.num_open + len(worker._waiting) + len(worker._active) + worker._inbox.qsize(),
         "hooks": hooks,
         "layers with storage": len(storage),
@@ -213,7 +213,7 @@ def harmed(outcomes: Sequence[Outcome]) -> list[Outcome]:
 def main(repeats: int) -> None:
     """500 requests; resident memory in the last third against the first."""
     model = uqchat.load("embedded", dtype="bfloat16")
-    model.engine.prefixes.max_bytes = 64 * 2**20  # full early, so that what grows is a leak
+    model.engine.lineup.prefixes.max_bytes = 64 * 2**20  # full early, so that what grows is a leak
     add_adapters(model)
     rng, process, memory = random.Random(0), psutil.Process(), []
     plans = make_plans(model, COUNT, rng)

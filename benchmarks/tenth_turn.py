@@ -44,12 +44,12 @@ def main(repeats: int) -> None:
     length = 0
 
     def first() -> tuple[float, float]:
-        model.engine.prefixes.clear()
+        model.engine.lineup.prefixes.clear()
         return 1, first_token(model, new)
 
     def tenth() -> tuple[float, float]:
         nonlocal length
-        model.engine.prefixes.clear()
+        model.engine.lineup.prefixes.clear()
         answer = model.answer(history, "entropy", GenerationConfig(max_new_tokens=32))
         length = answer.prompt_tokens + len(answer.tokens)
         return 1, first_token(model, [*history, {"role": "assistant", "content": answer.text}, *new])

@@ -11,7 +11,7 @@ import torch
 
 from tests.tiny import tiny_model
 from uqchat.config import GenerationConfig
-from uqchat.engine import decode
+from uqchat.engine import decode, lineup
 from uqchat.engine.backend import FinishEvent, Request, StepEvent
 from uqchat.engine.decode import Engine
 from uqchat.types import TokenStep
@@ -89,7 +89,7 @@ def test_rows_that_join_late_and_leave_early_disturb_nobody() -> None:
     for i in (0, 2, 3, 4, 5):
         assert got[i] == expected[i]
     assert got[1] == expected[1][: len(got[1])] and len(got[1]) < 20
-    assert not engine.has_work and len(engine.batch) == 0
+    assert not engine.has_work and len(engine.lineup.batch) == 0
 
 
 def test_a_prompt_longer_than_a_chunk_gives_the_same_ids(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +173,7 @@ def test_the_same_seed_gives_the_same_answer_in_any_company() -> None:
 
 
 def test_more_requests_than_rows_all_get_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "MAX_ROWS", 3)
+    monkeypatch.setattr(lineup, "MAX_ROWS", 3)
     engine = make_engine()
     prompts = [ids_of(engine, f"question {i}") for i in range(8)]
     rows, ends = drain(engine, *(greedy(p, 6) for p in prompts))

@@ -62,7 +62,7 @@ def test_a_prompt_that_cannot_be_read_leaves_running_rows_whole(kind: str) -> No
 def test_out_of_memory_first_costs_the_saved_conversations_and_nobody_an_answer() -> None:
     engine = make_engine()
     run(engine, [engine.add(greedy(ids_of(engine, LONG), 4))])
-    assert len(engine.prefixes) == 1
+    assert len(engine.lineup.prefixes) == 1
     keys = [engine.add(greedy(ids_of(engine, text), 12)) for text in (SHORT, "other")]
     break_once(engine, "decode", torch.OutOfMemoryError("CUDA out of memory"))
     ids, ends = run(engine, keys)

@@ -157,7 +157,7 @@ def test_any_order_of_joining_reading_and_leaving_keeps_every_row_right(
                 got[event.key].append(event.step.token_id)
     for key, ids in got.items():
         assert ids == (expected[key][: len(ids)] if key in removed else expected[key])
-    assert len(engine.batch) == 0 and not engine.waiting
+    assert len(engine.lineup.batch) == 0 and not engine.lineup.waiting
 
 
 def test_a_request_that_can_never_fit_is_refused_with_the_numbers() -> None:
@@ -177,7 +177,7 @@ def test_rows_wait_until_their_memory_is_free() -> None:
     most, ended = 0, []
     while engine.has_work:
         ended += [e.key for e in engine.step() if isinstance(e, FinishEvent)]
-        most = max(most, len(engine.batch))
+        most = max(most, len(engine.lineup.batch))
     assert sorted(ended) == keys and most == 2
 
 

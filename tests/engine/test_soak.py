@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import soak
 from tests.tiny import tiny_model
-from uqchat.engine import decode
+from uqchat.engine import decode, lineup
 from uqchat.engine import worker as worker_module
 from uqchat.engine.backend import StepEvent
 from uqchat.errors import ModelError
@@ -32,7 +32,7 @@ def alone(plans: list[soak.Plan]) -> list[list[int]]:
 
 def test_nobody_is_harmed_and_nothing_is_left_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few rows and short chunks, so that requests queue, wait for memory and are read in turn."""
-    monkeypatch.setattr(decode, "MAX_ROWS", 5)
+    monkeypatch.setattr(lineup, "MAX_ROWS", 5)
     monkeypatch.setattr(worker_module, "MAX_ROWS", 7)
     monkeypatch.setattr(decode, "PREFILL_CHUNK", 24)
     threads_before = set(threading.enumerate())

@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import reduce
-from operator import or_
 from typing import Any
 
 import torch
@@ -22,12 +18,13 @@ from transformers import PreTrainedModel
 
 from uqchat.engine.adapters import AdapterSet
 from uqchat.engine.backend import Event, FinishEvent, Request, StepEvent
-from uqchat.engine.capture import Capture, available_signals, join
-from uqchat.engine.failure import explain, if_memory_allows, is_out_of_memory
+from uqchat.engine.capture import available_signals
+from uqchat.engine.failure import explain, is_out_of_memory
 from uqchat.engine.forward import Forward, make_forward
+from uqchat.engine.lineup import Lineup
 from uqchat.engine.memory import check_memory, free_memory
-from uqchat.engine.prefix import PrefixStore
-from uqchat.engine.rows import Batch, Row, Score
+from uqchat.engine.row_signals import capture_for, keep_prompt, signals_of
+from uqchat.engine.rows import Row, Score
 from uqchat.engine.sampling import sample
 from uqchat.engine.scores import NUM_ALTERNATIVES, StepScores, Vocabulary, end_ids_of, score_logits
 from uqchat.engine.text import AnswerText, Detokenizer, find_reasoning_tags
@@ -37,8 +34,6 @@ from uqchat.types import FinishReason, Signals, StepSignals
 log = logging.getLogger(__name__)
 
 PREFILL_CHUNK = 512  # prompt tokens read per step, so that a long prompt does not freeze the others
-MAX_ROWS = 16  # rows that decode together; beyond about ten, one more is no longer nearly free
-MAX_PREFIX_BYTES = 2**30  # saved beginnings of conversations
 MAX_LAGS = 64  # attention lags that may be asked for
 
 
@@ -59,11 +54,8 @@ class Engine:
         self.forward = forward or make_forward(model)
         self.vocabulary = Vocabulary(tokenizer, end_ids_of(model, tokenizer))
         self.tags = find_reasoning_tags(getattr(tokenizer, "chat_template", None), tokenizer.get_vocab())
-        self.memory = free_memory(model.device) * 4 // 5 if memory is None else memory
-        self.prefixes = PrefixStore(min(self.memory // 4, MAX_PREFIX_BYTES))
+        self.lineup = Lineup(self.forward, free_memory(model.device) * 4 // 5 if memory is None else memory)
         self.adapters = AdapterSet(model)
-        self.batch = Batch(self.forward)
-        self.waiting: deque[Row] = deque()
         self._rows: dict[int, Row] = {}  # whose end has not been handed out yet
         self._next_key = 0
         self._pid = os.getpid()
@@ -101,7 +93,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self.waiting or len(self.batch))
+        return self.lineup.has_work
 
     def add(self, request: Request) -> int:
         """Put an answer into the batch; returns its key.
@@ -112,7 +104,7 @@ class Engine:
         if request.adapter is not None and request.adapter not in self.adapters:
             known = ", ".join(self.adapters.names) or "none"
             raise InputError(f"This model has no adapter {request.adapter!r}; loaded: {known}.")
-        check_memory(self.forward, request, self.memory - self.prefixes.max_bytes)
+        check_memory(self.forward, request, self.lineup.memory)
         key, self._next_key = self._next_key, self._next_key + 1
         config = request.generation
         generator = None
@@ -121,7 +113,7 @@ class Engine:
         text = AnswerText(Detokenizer(self.vocabulary.decode), config.stop_strings, self.tags, request.open_tag)
         row = Row(key, request, text, self.vocabulary.end_ids, generator, ids=list(request.prompt_ids))
         self._rows[key] = row
-        self.waiting.append(row)
+        self.lineup.waiting.append(row)
         return key
 
     def remove(self, key: int) -> list[Event]:
@@ -134,11 +126,8 @@ class Engine:
 
     def reset(self) -> None:
         """Forget all rows and free their memory, after an error."""
-        self.waiting.clear()
         self._rows.clear()
-        self.batch = Batch(self.forward)
-        self.prefixes.clear()
-        self.forward.release()
+        self.lineup.reset()
 
     # ---- one step
 
@@ -151,12 +140,12 @@ class Engine:
             self._pid = os.getpid()
             torch.set_num_threads(1)
         with torch.inference_mode():
-            running = list(self.batch.running)
+            running = list(self.lineup.batch.running)
             # Without chunks there is no going back: the rows before the failing one have taken the step.
             events = self._attempt(self._decode, running, running, self.forward.is_chunkable)
-            self._admit()
-            readers = self.batch.readers(PREFILL_CHUNK if self.forward.is_chunkable else 0)
-            events += self._attempt(self._read, readers, list(self.batch.reading))
+            self.lineup.admit()
+            readers = self.lineup.batch.readers(PREFILL_CHUNK if self.forward.is_chunkable else 0)
+            events += self._attempt(self._read, readers, list(self.lineup.batch.reading))
         for event in events:
             if isinstance(event, FinishEvent):
                 del self._rows[event.key]
@@ -172,57 +161,37 @@ class Engine:
             half: all running or all reading rows: none of them is trusted when a step was taken half.
             is_repeatable: whether a forward that failed may be run again.
         """
-        spared = [row for row in [*self.batch.running, *self.batch.reading] if row not in half]
+        spared = [row for row in [*self.lineup.batch.running, *self.lineup.batch.reading] if row not in half]
         lengths = [row.length for row in rows]
         try:
             return part(rows)
         except Exception as error:  # noqa: BLE001  one bad step must not take the others down
             log.exception("a step of the model failed")
             if not is_repeatable or lengths != [row.length for row in rows]:
-                failed = [row for row in self._rows.values() if row not in spared and row not in self.waiting]
+                failed = [row for row in self._rows.values() if row not in spared and row not in self.lineup.waiting]
             elif not is_out_of_memory(error):
                 failed = rows
-            elif len(self.prefixes):  # room can be made: the next step tries again
-                self.prefixes.clear()
+            elif len(self.lineup.prefixes):  # room can be made: the next step tries again
+                self.lineup.prefixes.clear()
                 failed = []
             else:
                 failed = [max(rows, key=lambda row: (len(row.ids), row.key))]
             return [event for row in failed for event in self._fail(row, explain(error))]
 
     def _fail(self, row: Row, error: Exception) -> list[Event]:
-        self._leave(row)
+        self.lineup.leave(row)
         return [replace(event, error=error) for event in row.end("error") if isinstance(event, FinishEvent)]
 
     def _decode(self, rows: list[Row]) -> list[Event]:
         if not rows:
             return []
         ids = torch.tensor([row.next_id for row in rows], device=self.model.device)
-        capture = self._capture(rows, 1)
+        capture = capture_for(rows, 1)
         with self._adapted(rows):
             logits = self.forward.decode([row.length for row in rows], ids, capture).float()
         for row in rows:
             row.length += 1
-        return self._advance(rows, logits, [self._signals(row, capture, i, -1) for i, row in enumerate(rows)])
-
-    def _admit(self) -> None:
-        """Begin to read waiting rows while there are places and memory; one of several that read the same."""
-        for row in list(self.waiting):
-            if any(row.request.is_twin_of(reader.request) for reader in self.batch.reading):
-                continue
-            if len(self.batch) >= MAX_ROWS or not self._fits(row):
-                return
-            self._take(row)
-            self.batch.reading.append(row)
-            saved, length = self.prefixes.find(row.to_read[: row.num_reused], row.request.adapter)
-            if saved is not None:
-                with if_memory_allows("a saved conversation was not used again"):
-                    self.forward.load(self.batch.place(row), saved, length)
-                    row.length = length
-
-    def _fits(self, row: Row) -> bool:
-        rows = [row, *self.batch.running, *self.batch.reading]
-        longest = max(len(r.to_read) + r.request.generation.max_new_tokens for r in rows)
-        return len(rows) == 1 or self.forward.bytes_for(longest) * len(rows) <= self.memory - self.prefixes.max_bytes
+        return self._advance(rows, logits, [signals_of(row, capture, i, -1) for i, row in enumerate(rows)])
 
     def _read(self, rows: list[Row]) -> list[Event]:
         """A chunk of the prompt whose turn it is, and of its neighbours while they are short."""
@@ -232,16 +201,16 @@ class Engine:
         wanted = [row.num_wanted(len(chunk)) for row, chunk in zip(rows, chunks, strict=True)]
         width = max(map(len, chunks))
         is_all = len(rows) > 1 or rows[0].request.signals.prompt_rows
-        capture = self._capture(rows, width if is_all else wanted[0])
+        capture = capture_for(rows, width if is_all else wanted[0])
         starts = [row.length for row in rows]
         with self._adapted(rows):
-            logits = self.forward.prefill(self.batch.place(rows[0]), starts, chunks, wanted, capture)
+            logits = self.forward.prefill(self.lineup.batch.place(rows[0]), starts, chunks, wanted, capture)
         for row, chunk in zip(rows, chunks, strict=True):
             row.length += len(chunk)
         events: list[Event] = []
         for i, (row, chunk, n) in enumerate(zip(rows, chunks, wanted, strict=True)):
-            self._keep_prompt(row, capture, i, len(chunk) - n)
-            signals = [self._signals(row, capture, i, len(chunk) - width - n + k) for k in range(n)]
+            keep_prompt(row, capture, i, len(chunk) - n)
+            signals = [signals_of(row, capture, i, len(chunk) - width - n + k) for k in range(n)]
             events += self._have_read(row, logits[i].float(), signals)
         return events
 
@@ -249,7 +218,7 @@ class Engine:
         if row.unread:
             return self._take_forced(row, logits, signals)
         events = self._take_forced(row, logits[:-1], signals[:-1])
-        self.batch.start(row)
+        self.lineup.batch.start(row)
         return events + self._start(row, logits[-1:], signals[-1:])
 
     def _take_forced(self, row: Row, logits: torch.Tensor, signals: list[StepSignals | None]) -> list[Event]:
@@ -266,22 +235,8 @@ class Engine:
         reason = row.reason_to_end(forced[-1]) if forced else None
         if reason or row.request.generation.max_new_tokens == 0:
             return self._finish(row, reason or "length")
-        twins = self._take_twins(row)
+        twins = self.lineup.take_twins(row)
         return self._advance([row, *twins], logits.expand(1 + len(twins), -1), signals + [None] * len(twins))
-
-    def _take_twins(self, row: Row) -> list[Row]:
-        """Waiting rows with this very prompt join with a copy of its keys and values."""
-        twins = []
-        for twin in [w for w in self.waiting if w.request.is_twin_of(row.request)]:
-            if len(self.batch) < MAX_ROWS and self._fits(twin):
-                self._take(twin)
-                self.batch.clone(row, twin)
-                twins.append(twin)
-        return twins
-
-    def _take(self, row: Row) -> None:
-        self.waiting.remove(row)
-        row.started = time.perf_counter()
 
     # ---- tokens
 
@@ -323,40 +278,9 @@ class Engine:
 
     def _finish(self, row: Row, reason: FinishReason) -> list[Event]:
         events = row.end(reason)
-        if row in self.batch.running and self.prefixes.max_bytes:
-            with if_memory_allows("an answer was not kept for the next turn"):
-                saved = self.forward.save(self.batch.place(row), row.length)
-                if saved is not None:
-                    self.prefixes.put(row.ids[: row.length], saved, row.request.adapter)
-        self._leave(row)
+        self.lineup.keep(row)
+        self.lineup.leave(row)
         return events
-
-    def _leave(self, row: Row) -> None:
-        if row in self.waiting:
-            self.waiting.remove(row)
-        self.batch.leave(row)
-        if not self.has_work:
-            self.forward.release()
-
-    # ---- signals
-
-    def _capture(self, rows: Sequence[Row], num_rows: int) -> Capture | None:
-        signals = reduce(or_, (row.request.signals for row in rows))
-        if not (signals.has_tensors and num_rows):
-            return None
-        return Capture(signals, num_rows, prompt_lengths=tuple(len(row.request.prompt_ids) for row in rows))
-
-    def _signals(self, row: Row, capture: Capture | None, sequence: int, at: int) -> StepSignals | None:
-        if capture is None or not row.request.signals.has_tensors:
-            return None
-        signals = capture.at(sequence, at, row.request.signals)
-        if row.prompt_parts:
-            signals, row.prompt_parts = replace(signals, prompt=join(row.prompt_parts)), []
-        return signals
-
-    def _keep_prompt(self, row: Row, capture: Capture | None, sequence: int, count: int) -> None:
-        if capture is not None and row.request.signals.prompt_rows and count:
-            row.prompt_parts.append(capture.at(sequence, slice(0, count), row.request.signals))
 
     def _adapted(self, rows: Sequence[Row]) -> AbstractContextManager[None]:
         return self.adapters.rows([row.request.adapter for row in rows])

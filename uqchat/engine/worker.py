@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from uqchat.engine.backend import FinishEvent, Request, StepEvent
-from uqchat.engine.decode import MAX_ROWS, Engine
+from uqchat.engine.decode import Engine
 from uqchat.engine.failure import explain
+from uqchat.engine.lineup import MAX_ROWS
 from uqchat.errors import BusyError, ModelError, UqchatError
 from uqchat.types import Timings, TokenStep
 

@@ -1,0 +1,94 @@
+"""Who waits, who reads and who runs: admission by places and memory, prefixes used again. Runs no forward itself."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from uqchat.engine.failure import if_memory_allows
+from uqchat.engine.forward import Forward
+from uqchat.engine.prefix import PrefixStore
+from uqchat.engine.rows import Batch, Row
+
+MAX_ROWS = 16  # rows that decode together; beyond about ten, one more is no longer nearly free
+MAX_PREFIX_BYTES = 2**30  # saved beginnings of conversations
+
+
+class Lineup:
+    """The waiting rows and the batch that they join.
+
+    Args:
+        memory: bytes that keys and values may take, at most a quarter of it for saved prefixes.
+    """
+
+    def __init__(self, forward: Forward, memory: int) -> None:
+        self.forward = forward
+        self.prefixes = PrefixStore(min(memory // 4, MAX_PREFIX_BYTES))
+        self.memory = memory - self.prefixes.max_bytes  # for rows
+        self.batch = Batch(forward)
+        self.waiting: deque[Row] = deque()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any row waits, reads or runs."""
+        return bool(self.waiting or len(self.batch))
+
+    def admit(self) -> None:
+        """Begin to read waiting rows while there are places and memory; one of several that read the same."""
+        for row in list(self.waiting):
+            if any(row.request.is_twin_of(reader.request) for reader in self.batch.reading):
+                continue
+            if not self._fits(row):
+                return
+            self._take(row)
+            self.batch.reading.append(row)
+            saved, length = self.prefixes.find(row.to_read[: row.num_reused], row.request.adapter)
+            if saved is not None:
+                with if_memory_allows("a saved conversation was not used again"):
+                    self.forward.load(self.batch.place(row), saved, length)
+                    row.length = length
+
+    def take_twins(self, row: Row) -> list[Row]:
+        """Waiting rows with this very prompt join the running ones with a copy of its keys and values."""
+        twins = []
+        for twin in [w for w in self.waiting if w.request.is_twin_of(row.request)]:
+            if self._fits(twin):
+                self._take(twin)
+                self.batch.clone(row, twin)
+                twins.append(twin)
+        return twins
+
+    def keep(self, row: Row) -> None:
+        """Save what a running row holds for the conversation's next turn."""
+        if row not in self.batch.running or not self.prefixes.max_bytes:
+            return
+        with if_memory_allows("an answer was not kept for the next turn"):
+            saved = self.forward.save(self.batch.place(row), row.length)
+            if saved is not None:
+                self.prefixes.put(row.ids[: row.length], saved, row.request.adapter)
+
+    def leave(self, row: Row) -> None:
+        """Take a row out, wherever it is; the last one frees the memory."""
+        if row in self.waiting:
+            self.waiting.remove(row)
+        self.batch.leave(row)
+        if not self.has_work:
+            self.forward.release()
+
+    def reset(self) -> None:
+        """Forget all rows and free their memory, after an error."""
+        self.waiting.clear()
+        self.batch = Batch(self.forward)
+        self.prefixes.clear()
+        self.forward.release()
+
+    def _fits(self, row: Row) -> bool:
+        rows = [row, *self.batch.running, *self.batch.reading]
+        if len(rows) > MAX_ROWS:
+            return False
+        longest = max(len(r.to_read) + r.request.generation.max_new_tokens for r in rows)
+        return len(rows) == 1 or self.forward.bytes_for(longest) * len(rows) <= self.memory
+
+    def _take(self, row: Row) -> None:
+        self.waiting.remove(row)
+        row.started = time.perf_counter()
