@@ -68,7 +68,9 @@ def attend(
         query: (B, H, Q, D). key, value: (B, Hkv, K, D). attention_mask: None (causal) or (B or 1, 1, Q, K).
     """
     window = attention_window
-    if window is None or (window.layers is not None and module.layer_idx not in window.layers):
+    is_recorded = window is not None and (window.layers is None or module.layer_idx in window.layers)
+    is_folded = attention_mask is not None and query.shape[2] > 1  # transformers would repeat the keys
+    if not (is_recorded or is_folded):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out, lse = _fused(query, key, value, attention_mask, scale)
@@ -76,6 +78,8 @@ def attend(
         out = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)[0]
     else:
         out = out.transpose(1, 2).contiguous()
+    if window is None or not is_recorded:
+        return out, None
     wanted = query[:, :, -window.rows :]
     lse = log_sum_exp(wanted, key, attention_mask, scale) if lse is None else lse[:, :, -window.rows :]
     if window.lags:
@@ -98,12 +102,13 @@ def _fused(
     groups = heads // key.shape[1]
     if mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
-    if length == 1:  # fold the group into query rows: the keys are read once
-        folded = query.reshape(batch, key.shape[1], groups, size)
+    if length == 1 or mask is not None:  # fold the group into query rows: the keys are read once, not repeated
+        folded = query.reshape(batch, key.shape[1], groups * length, size)
+        mask = mask if mask is None else mask.repeat(1, 1, groups, 1)
         out, lse = _flash(folded, key, value, False, mask, scale)
     else:
         repeated = (states.repeat_interleave(groups, dim=1) for states in (key, value)) if groups > 1 else (key, value)
-        out, lse = _flash(query, *repeated, mask is None, mask, scale)
+        out, lse = _flash(query, *repeated, True, None, scale)
     return out.reshape(batch, heads, length, size), lse.reshape(batch, heads, length)
 
 

@@ -72,19 +72,25 @@ def find_blocks(model: PreTrainedModel) -> list[torch.nn.Module]:
 
 
 @contextmanager
-def capturing(model: PreTrainedModel, capture: Capture | None) -> Iterator[dict[str, Any]]:
+def capturing(model: PreTrainedModel, capture: Capture | None, is_masked: bool = False) -> Iterator[dict[str, Any]]:
     """Install what the capture needs around one forward; gives the extra arguments of that forward.
 
     The model's own attention setting is back in place afterwards, whatever happens.
+
+    Args:
+        is_masked: several queries with a mask, which our attention function computes without repeating keys.
     """
-    if capture is None:
+    is_ours = is_masked and getattr(model, "_supports_attention_backend", False)
+    if capture is None and not is_ours:
         yield {}
         return
-    handles = _hook_hidden(model, capture)
+    handles = _hook_hidden(model, capture) if capture else []
     config = model.config.get_text_config()
     before = config._attn_implementation
     extra: dict[str, Any] = {}
-    if capture.signals.has_attention:
+    if is_ours:
+        config._attn_implementation_internal = NAME
+    if capture and capture.signals.has_attention:
         wanted = capture.signals.attention_layers
         layers = None if wanted is None else frozenset(wanted)
         capture.window = AttentionWindow(capture.signals.attention_lags, capture.rows, capture.positions, layers)

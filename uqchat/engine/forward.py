@@ -184,7 +184,7 @@ class BatchedForward:
         keep: int | torch.Tensor,
         capture: Capture | None,
     ) -> torch.Tensor:
-        with capturing(self.model, capture) as extra:
+        with capturing(self.model, capture, is_masked=mask is not None and input_ids.shape[1] > 1) as extra:
             return self.model(
                 input_ids=input_ids,
                 position_ids=positions,
