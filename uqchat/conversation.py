@@ -11,7 +11,6 @@ from typing import Any, Protocol
 from uqchat.answer_run import AnswerRun, RunSnapshot, StartStream
 from uqchat.config import AppConfig, GenerationConfig
 from uqchat.errors import BusyError, InputError
-from uqchat.estimators import ESTIMATOR_NAMES
 from uqchat.prompt_text import clean_answer, clean_prompt, clean_text, messages_for_model, title_of
 from uqchat.store import NEW_CHAT_TITLE, Store, StoredMessage
 from uqchat.types import Answer, Message, ScoredToken
@@ -164,7 +163,7 @@ class Conversations:
         def start_stream(
             stop: threading.Event, on_queue: Callable[[int], None]
         ) -> Generator[ScoredToken, None, Answer]:
-            names = self._estimators()
+            names = self._host.status().estimators
             return self._host.stream(
                 messages, names, settings.generation, answer_prefix=prefix, stop=stop, on_queue=on_queue
             )
@@ -179,7 +178,7 @@ class Conversations:
         def start_stream(
             stop: threading.Event, on_queue: Callable[[int], None]
         ) -> Generator[ScoredToken, None, Answer]:
-            answer = self._host.score(messages, text, self._estimators(), stop=stop, on_queue=on_queue)
+            answer = self._host.score(messages, text, self._host.status().estimators, stop=stop, on_queue=on_queue)
             if answer.finish_reason == "cancelled":
                 return replace(answer, tokens=())  # the run keeps the whole text, which is worth more than half a score
             yield from answer.tokens
@@ -198,11 +197,6 @@ class Conversations:
             self._runs[user, chat_id] = run
         run.start()
         return run
-
-    def _estimators(self) -> tuple[str, ...]:
-        """All that the model can serve, so that another one is only another drawing."""
-        refused = self._host.status().refused
-        return tuple(name for name in ESTIMATOR_NAMES if name not in refused)
 
     def _forget(self, run: AnswerRun) -> None:
         with self._lock:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from uqchat.config import AppConfig, GenerationConfig
 from uqchat.errors import BusyError, ModelCancelledError, ModelError, UqchatError
+from uqchat.estimators import ESTIMATOR_NAMES
 from uqchat.loading import LoadProgress
 
 if TYPE_CHECKING:
@@ -40,6 +41,11 @@ class HostStatus:
     error: str | None = None
     details: str = ""
     refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def estimators(self) -> tuple[str, ...]:
+        """Names of the estimators that this model can serve."""
+        return tuple(name for name in ESTIMATOR_NAMES if name not in self.refused)
 
 
 def load_language_model(name: str, **options: Any) -> LanguageModel:

@@ -28,6 +28,11 @@ def clean_text(text: str, max_chars: int, what: str = "The message") -> str:
     return text
 
 
+def has_control_characters(text: str) -> bool:
+    """Whether `clean_text` takes something out that the reader should hear of."""
+    return bool(_CONTROL.search(text.replace("\r\n", "\n").replace("\r", "\n")))
+
+
 def clean_prompt(text: str, max_chars: int) -> str:
     """As `clean_text`. Raises InputError also when nothing visible is left."""
     return _visible(clean_text(text, max_chars), "The message is empty. Type a question first.")

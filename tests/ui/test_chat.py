@@ -293,3 +293,16 @@ def test_a_browser_without_our_id_gets_one_and_is_refused_elsewhere(tab: Tab) ->
     assert len(tab.html(fresh, "user")) == 32
     with pytest.raises(gr.Error, match="reload"):
         tab.page.chat.respond(FakeRequest("t"), "login:alice", "Hi", "", 1, 0, 0.0, 1.0, 0.0, 1.0, 0, "")
+
+
+def test_a_message_with_control_characters_is_sent_without_them_and_says_so(
+    tab: Tab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(gr, "Info", said.append)
+    tab.ask("Capital\r\nof\tFrance?")
+    tab.finish()
+    assert said == []
+    tab.do("ask", text="a\x00b\x07c")
+    assert said == ["Control characters in your message were left out."]
+    assert tab.page.chat._services.host.requests[-1].messages[-1].text == "abc"

@@ -29,6 +29,17 @@ def test_switching_the_estimator_recolours_without_asking_the_model(tab: Tab) ->
     assert len(host.requests) == 1
 
 
+def test_an_estimator_that_the_model_cannot_serve_says_why(tab: Tab, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(gr, "Warning", said.append)
+    reason = "Margin cannot be used here: this model gives no top-2 log-probabilities."
+    tab.page.views._services.host.set_state("ready", refused={"margin": reason})
+    tab.page.views.on_view(tab.request, tab.kept, "entropy", "absolute", "risk", NAMES)
+    assert said == []
+    tab.page.views.on_view(tab.request, tab.kept, "margin", "absolute", "risk", NAMES)
+    assert said == [reason]
+
+
 def test_no_number_is_called_a_probability_of_error(tab: Tab) -> None:
     legend = tab.html(tab.open(), "legend")
     assert "Not calibrated" in legend and "confidence" not in legend

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from uqchat.config import AppConfig, GenerationConfig
-from uqchat.estimators import ESTIMATOR_NAMES
 from uqchat.host import ModelHost
 from uqchat.prompt_text import clean_answer, clean_prompt, clean_text
 from uqchat.types import Message
@@ -42,7 +41,7 @@ def make_answer_endpoint(host: ModelHost, config: AppConfig) -> Callable[..., di
         with shown_to_user():
             messages = _messages(message, system, config.max_prompt_chars)
             generation = GenerationConfig(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-            return drain(host.stream(messages, estimators or ESTIMATOR_NAMES, generation)).to_json()
+            return drain(host.stream(messages, estimators or host.status().estimators, generation)).to_json()
 
     return answer
 
@@ -65,7 +64,7 @@ def make_score_endpoint(host: ModelHost, config: AppConfig) -> Callable[..., dic
         with shown_to_user():
             messages = _messages(question, system, config.max_prompt_chars)
             text = clean_answer(answer, config.max_prompt_chars)
-            return host.score(messages, text, estimators or ESTIMATOR_NAMES).to_json()
+            return host.score(messages, text, estimators or host.status().estimators).to_json()
 
     return score
 

@@ -11,6 +11,7 @@ import gradio as gr
 from uqchat.config import GenerationConfig
 from uqchat.conversation import AnswerRun, AskSettings
 from uqchat.errors import InputError
+from uqchat.prompt_text import has_control_characters
 from uqchat.render import live_answer_html
 from uqchat.ui.layout import Widgets
 from uqchat.ui.screen import Screen, Updates
@@ -38,6 +39,8 @@ class ChatHandlers:
 
     def _ask(self, user: str, session: Session, text: str, settings: AskSettings) -> Updates:
         is_new = session.chat_id is None
+        if has_control_characters(text or ""):
+            gr.Info("Control characters in your message were left out.")
         chat_id, run = self._conversations.ask(user, session.chat_id, text or "", settings)
         if is_new:
             session.show(chat_id)

@@ -29,6 +29,9 @@ class ViewHandlers:
         with shown_to_user():
             user, session = self._services.who(request, kept)
             session.look(estimator, scale, mode, listed)
+            reason = self._services.host.status().refused.get(estimator)
+            if reason:
+                gr.Warning(reason)
             screen = self._screen
             return screen.conversation(user, session) | screen.inspector(user, session) | screen.legend(session)
 
