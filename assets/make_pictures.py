@@ -22,7 +22,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "assets" / "pictures"
-QUESTION = "Who wrote Don Quixote, and in which century?"
+QUESTION = "What is the capital of Kyrgyzstan?"
 START_SECONDS = 180
 ANSWER_MILLISECONDS = 180_000
 
