@@ -6,8 +6,33 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from hypothesis import strategies as st
+
 from tests.doubles import scored_token
 from uqchat.types import Alternative, Risk, ScoredToken
+
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+NASTY = st.sampled_from(
+    [
+        "<script>",
+        "</div>",
+        "&amp;",
+        "&#39;",
+        "${alert(1)}",
+        "{{x}}",
+        "`",
+        "\\",
+        "\r\n",
+        "\r",
+        "\0",
+        "\x80",
+        "\u202e",
+        "]]>",
+        "<!--",
+        '"',
+        "'",
+    ]
+)
 
 
 @dataclass(frozen=True)

@@ -9,33 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.drawing import ANY_TEXT, NASTY
 from uqchat.render import (
     encode,
     markdown_to_html,
     percent,
-)
-
-ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
-NASTY = st.sampled_from(
-    [
-        "<script>",
-        "</div>",
-        "&amp;",
-        "&#39;",
-        "${alert(1)}",
-        "{{x}}",
-        "`",
-        "\\",
-        "\r\n",
-        "\r",
-        "\0",
-        "\x80",
-        "\u202e",
-        "]]>",
-        "<!--",
-        '"',
-        "'",
-    ]
 )
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.doubles import scored_token, scored_tokens
-from tests.drawing import Mark, sequence, with_risk
+from tests.drawing import ANY_TEXT, NASTY, Mark, sequence, with_risk
 from uqchat.render import (
     RiskView,
     answer_line,
@@ -20,28 +20,6 @@ from uqchat.render import (
 )
 
 VIEW = RiskView()
-ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
-NASTY = st.sampled_from(
-    [
-        "<script>",
-        "</div>",
-        "&amp;",
-        "&#39;",
-        "${alert(1)}",
-        "{{x}}",
-        "`",
-        "\\",
-        "\r\n",
-        "\r",
-        "\0",
-        "\x80",
-        "\u202e",
-        "]]>",
-        "<!--",
-        '"',
-        "'",
-    ]
-)
 
 
 def bare(markup: str) -> str:
