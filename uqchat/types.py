@@ -102,6 +102,8 @@ class Signals:
     """Each head's attention on all of the prompt together, in `attention_layers`."""
     input_ids: bool = False
     """The id that was read at the position."""
+    watched_ids: tuple[int, ...] | range = ()
+    """Ids whose log-probabilities are wanted, chosen or not."""
 
     def __or__(self, other: Signals) -> Signals:
         askers = [s for s in (self, other) if s.has_attention]
@@ -117,6 +119,7 @@ class Signals:
             prompt_rows=self.prompt_rows or other.prompt_rows,
             prompt_attention=self.prompt_attention or other.prompt_attention,
             input_ids=self.input_ids or other.input_ids,
+            watched_ids=tuple(dict.fromkeys((*self.watched_ids, *other.watched_ids))),
         )
 
     @property
@@ -144,6 +147,7 @@ class Signals:
                 ("entropy of the full distribution", self.entropy and not available.entropy),
                 (f"hidden states of layer {', '.join(map(str, absent_layers))}", bool(absent_layers)),
                 ("attention weights", self._num_lags > available._num_lags),
+                ("log-probabilities of given tokens", any(i not in available.watched_ids for i in self.watched_ids)),
             )
             if is_missing
         ]
@@ -169,6 +173,10 @@ class StepSignals:
     """() int64, the id read at this position."""
     prompt: StepSignals | None = None
     """With an answer's first token, when prompt rows are asked for: the positions before the one that predicted it."""
+    watched: torch.Tensor | None = None
+    """(len(watched_ids),), float32, nats, from the raw logits at temperature 1; not on prompt rows."""
+    watched_ids: tuple[int, ...] = ()
+    """Whose they are: all that the answer's estimators asked for, in that order, each once."""
 
 
 @dataclass(frozen=True, slots=True)

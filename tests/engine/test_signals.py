@@ -11,6 +11,7 @@ from uqchat.engine import decode
 from uqchat.engine.attention import log_sum_exp, near_keys, window_weights
 from uqchat.engine.backend import Request
 from uqchat.engine.decode import Engine
+from uqchat.errors import InputError
 from uqchat.language_model import LanguageModel
 from uqchat.types import Signals
 
@@ -169,7 +170,6 @@ def test_more_top_log_probabilities_than_alternatives_come_as_a_tensor() -> None
 
 
 def test_a_recurrent_model_offers_no_attention_and_refuses_what_needs_it() -> None:
-    from uqchat.errors import InputError
     from uqchat.estimators import get_estimators
     from uqchat.scoring import signals_for
 
@@ -215,3 +215,38 @@ def test_signals_of_the_embedded_model_equal_eager(embedded: LanguageModel) -> N
         torch.testing.assert_close(step.signals.attention, expected[at], atol=1e-5, rtol=0)
         torch.testing.assert_close(step.signals.hidden[20], hidden[20, at], atol=1e-3, rtol=1e-3)
         torch.testing.assert_close(step.signals.hidden[30], hidden[30, at], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mamba"])
+def test_watched_ids_get_the_log_probabilities_of_a_teacher_forced_forward(kind: str) -> None:
+    """Each row its own ids in its own order, prompt shared or not, generated and given."""
+    engine = make_engine(kind)
+    prompt, other = ids_of(engine, "hello"), ids_of(engine, "a b")
+    hot = GenerationConfig(max_new_tokens=4, temperature=1.5, repetition_penalty=1.3)
+    requests = [
+        Request(prompt, hot, signals=Signals(watched_ids=(70, 3, 200))),
+        Request(prompt, hot, signals=Signals(watched_ids=(5,), hidden_layers=(1,))),
+        Request(prompt, hot),
+        Request(other, GenerationConfig(max_new_tokens=0), ids_of(engine, "given"), Signals(watched_ids=(9, 8))),
+    ]
+    rows, _ = drain(engine, *requests)
+    for request, steps in zip(requests, rows, strict=True):
+        watched = list(request.signals.watched_ids)
+        ids = [*request.prompt_ids, *(s.token_id for s in steps)]
+        log_probs = engine.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        for i, step in enumerate(steps):
+            if not watched:
+                assert step.signals is None
+                continue
+            assert step.signals.watched_ids == tuple(watched) and step.signals.watched.dtype == torch.float32
+            expected = log_probs[len(request.prompt_ids) - 1 + i, watched]
+            torch.testing.assert_close(step.signals.watched, expected, atol=1e-4, rtol=0)
+
+
+def test_watched_ids_of_several_askers_are_joined_and_foreign_ones_refused() -> None:
+    both = Signals(watched_ids=(7, 3)) | Signals(watched_ids=(3, 1))
+    assert both.watched_ids == (7, 3, 1)
+    engine = make_engine()
+    with pytest.raises(InputError, match="log-probabilities of given tokens"):
+        engine.add(Request(ids_of(engine, "x"), signals=Signals(watched_ids=(10**6,))))
+    assert both.missing(Signals(top_n=5)) == ["log-probabilities of given tokens"] and not engine.has_work

@@ -62,7 +62,9 @@ class Engine:
         layers, has_attention = available_signals(model)
         lags = MAX_LAGS if has_attention and self.forward.is_chunkable else 0
         size = model.config.get_text_config().vocab_size
-        self.signals = Signals(top_n=size, entropy=True, hidden_layers=layers, attention_lags=lags)
+        self.signals = Signals(
+            top_n=size, entropy=True, hidden_layers=layers, attention_lags=lags, watched_ids=range(size)
+        )
 
     # ---- the plain generator
 
@@ -99,11 +101,15 @@ class Engine:
         """Put an answer into the batch; returns its key.
 
         Raises:
-            InputError: it could never fit into the memory for keys and values, with the numbers; no such adapter.
+            InputError: it could never fit into the memory for keys and values, with the numbers; no such adapter;
+                a signal that this model does not give.
         """
         if request.adapter is not None and request.adapter not in self.adapters:
             known = ", ".join(self.adapters.names) or "none"
             raise InputError(f"This model has no adapter {request.adapter!r}; loaded: {known}.")
+        missing = request.signals.missing(self.signals)
+        if missing:
+            raise InputError(f"This model's steps hold no {', '.join(missing)}.")
         check_memory(self.forward, request, self.lineup.memory)
         key, self._next_key = self._next_key, self._next_key + 1
         config = request.generation
@@ -272,6 +278,9 @@ class Engine:
         if top_n > NUM_ALTERNATIVES:
             more = torch.tensor(logprobs[:top_n], device=self.model.device)
             signals = replace(signals or StepSignals(), top_logprobs=more)
+        if watched := tuple(row.request.signals.watched_ids):
+            log_probs = scores.log_probs(at, watched)
+            signals = replace(signals or StepSignals(), watched=log_probs, watched_ids=watched)
         ids = scores.top_ids[at][:NUM_ALTERNATIVES]
         alternatives = self.vocabulary.alternatives(ids, logprobs[:NUM_ALTERNATIVES])
         return row.push(token_id, Score(scores.logprob[at], scores.entropy[at], alternatives, signals))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,12 @@ class StepScores:
     entropy: list[float]
     top_logprobs: list[list[float]]
     top_ids: list[list[int]]
+    logits: torch.Tensor  # (B, V)
+    lse: torch.Tensor  # (B, 1)
+
+    def log_probs(self, row: int, ids: Sequence[int]) -> torch.Tensor:
+        """Log-probabilities of chosen ids, (len(ids),) float32, copied."""
+        return self.logits[row, list(ids)] - self.lse[row]
 
 
 def score_logits(logits: torch.Tensor, chosen: torch.Tensor, top_n: int = NUM_ALTERNATIVES) -> StepScores:
@@ -43,6 +50,8 @@ def score_logits(logits: torch.Tensor, chosen: torch.Tensor, top_n: int = NUM_AL
         [max(row[1], 0.0) for row in floats],
         [row[2:] for row in floats],
         top.indices.tolist(),
+        logits,
+        lse,
     )
 
 
