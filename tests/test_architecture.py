@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("policy",),
         ("evaluation",),
     ),
-    (("__init__", "language_model"),),
+    (("__init__", "language_model", "answering"),),
     (("scoring",), ("selective",), ("artifacts",), ("head_check",)),
     (("estimators", "estimators.*"),),
     (("engine", "engine.*"), ("heads", "heads.*"), ("calibration",)),

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from uqchat.errors import InputError
-from uqchat.estimators import ESTIMATORS, get_estimators
+from uqchat.estimators import ESTIMATORS, Estimator, get_estimators
 from uqchat.scoring import Scorer, answer_scores, rescore, signals_for, stream_scored
 from uqchat.types import Alternative, Risk, ScoredToken, Signals, TokenStep
 
@@ -68,20 +68,14 @@ def test_an_answer_of_only_its_end_token_is_judged_by_it_and_no_token_gives_no_r
     assert answer_scores([], get_estimators("max_prob")) == ({}, {})
 
 
-class Revising:
+class Revising(Estimator):
     """Scores 1 for the newest token and revises the one before it to 0.25."""
 
     name, label, level, needs, trainable, unit, value_map = "revising", "Revising", "token", Signals(), False, "", ""
 
-    def new_state(self) -> None:
-        """Nothing to keep."""
-
     def score_token(self, step: TokenStep | ScoredToken, state: None) -> dict[int, Risk]:
         newest = {step.index: Risk(1.0, 1.0)}
         return newest | ({step.index - 1: Risk(0.25, 0.25)} if step.index else {})
-
-    def score_answer(self, tokens: list[ScoredToken], state: None) -> None:
-        """The mean."""
 
 
 def test_a_revised_token_comes_again_with_its_index_and_other_risks_stay() -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
+from uqchat.answering import FollowUpRun, Reader, scored_events
 from uqchat.config import GenerationConfig
 from uqchat.engine.backend import Backend, FinishEvent, Request
 from uqchat.engine.decode import Engine
@@ -22,13 +22,14 @@ from uqchat.engine.text import find_reasoning_tags
 from uqchat.engine.worker import Job, Worker
 from uqchat.errors import InputError
 from uqchat.estimators import ESTIMATORS, Estimator, get_estimators
-from uqchat.estimators.base import ModelFacts
+from uqchat.estimators.base import AnswerContext, ModelFacts
 from uqchat.models import LoadedModel, load_model
 from uqchat.scoring import Scorer, refusal, signals_for
-from uqchat.types import Answer, Message, ScoredToken, TokenStep, as_messages
+from uqchat.types import Answer, Message, ScoredToken, as_messages
 
 Messages = str | Iterable[Message | Mapping[str, Any]]
 DEFAULT_ESTIMATORS = ("entropy",)
+T = TypeVar("T")
 BATCH_WINDOW = 64  # requests of one batch call that are with the worker at a time
 
 
@@ -249,49 +250,65 @@ class LanguageModel:
         stop: threading.Event | None,
         on_queue: Callable[[int], None] | None,
     ) -> Generator[ScoredToken, None, Answer]:
-        worker, scorer = self._get_worker(), Scorer(chosen)
-        return (yield from self._scored(worker.events(worker.submit(request, stop), on_queue), prompt, scorer))
+        reader, scorer = self._get_worker(), self._scorer(request, prompt, chosen)
+        job = reader.submit(request, stop)
+        end = yield from scored_events(reader.events(job, on_queue), scorer)
+        more = self._follow_ups(reader, scorer, end, stop)
+        yield from more.replies() if more else ()
+        return self._finished(scorer, end, prompt, more)
 
     def _batch(self, requests: Sequence[tuple[Request, Prompt]], chosen: list[Estimator]) -> list[Answer]:
         """All requests, a window of them at a time with the worker; the first error ends the others."""
-        worker = self._get_worker()
+        reader = self._get_worker()
         window: deque[tuple[Job, Prompt]] = deque()
+        asked: deque[tuple[Scorer, FinishEvent, Prompt, FollowUpRun | None]] = deque()
         answers: list[Answer] = []
         todo = deque(requests)
         try:
-            while todo or window:
+            while todo or window or asked:
                 while todo and len(window) < BATCH_WINDOW:
                     request, prompt = todo.popleft()
-                    window.append((worker.submit(request), prompt))
-                job, prompt = window.popleft()
-                answers.append(drain(self._scored(worker.events(job), prompt, Scorer(chosen))))
+                    window.append((reader.submit(request), prompt))
+                if window:
+                    job, prompt = window.popleft()
+                    scorer = self._scorer(job.request, prompt, chosen)
+                    end = drain(scored_events(reader.events(job), scorer))
+                    asked.append((scorer, end, prompt, self._follow_ups(reader, scorer, end, None)))
+                if len(asked) > (BATCH_WINDOW if window else 0):
+                    scorer, end, prompt, more = asked.popleft()
+                    deque(more.replies() if more else (), maxlen=0)
+                    answers.append(self._finished(scorer, end, prompt, more))
         finally:
             for job, _ in window:
-                worker.cancel(job)
+                reader.cancel(job)
+            for *_, more in asked:
+                if more:
+                    more.cancel()
         return answers
 
-    def _scored(
-        self, events: Iterator[TokenStep | FinishEvent], prompt: Prompt, scorer: Scorer
-    ) -> Generator[ScoredToken, None, Answer]:
-        with closing(events):
-            for event in events:
-                if isinstance(event, FinishEvent):
-                    return self._finished(scorer, event, prompt)
-                yield from scorer.push(event)
-        raise AssertionError("a stream ends with its FinishEvent")
+    def _scorer(self, request: Request, prompt: Prompt, chosen: list[Estimator]) -> Scorer:
+        return Scorer(chosen, AnswerContext(request.prompt_ids, prompt.messages, request.generation, self.tokenizer))
 
-    def _finished(self, scorer: Scorer, event: FinishEvent, prompt: Prompt) -> Answer:
+    def _follow_ups(
+        self, reader: Reader, scorer: Scorer, end: FinishEvent, stop: threading.Event | None
+    ) -> FollowUpRun | None:
+        if end.reason in ("cancelled", "error") or not scorer.tokens:
+            return None
+        return FollowUpRun(reader, scorer, self.info.context_window, stop)
+
+    def _finished(self, scorer: Scorer, end: FinishEvent, prompt: Prompt, more: FollowUpRun | None) -> Answer:
         risks, summaries = scorer.answer_scores()
         return Answer(
             text="".join(token.text for token in scorer.tokens),
             tokens=tuple(scorer.tokens),
             risks=risks,
             summaries=summaries,
-            finish_reason=event.reason,
+            finish_reason=end.reason,
             model=self.name,
             prompt_tokens=len(prompt.ids),
             dropped_messages=prompt.dropped_messages,
-            timings=event.timings,
+            timings=end.timings,
+            failures=more.failures if more else {},
         )
 
 
@@ -299,8 +316,8 @@ def _as_given(answer: Answer) -> Answer:
     return answer if answer.finish_reason == "cancelled" else replace(answer, finish_reason="given")
 
 
-def drain(stream: Generator[ScoredToken, None, Answer]) -> Answer:
-    """Run a stream to its end; returns its `Answer`."""
+def drain(stream: Generator[ScoredToken, None, T]) -> T:
+    """Run a stream to its end; returns what it returns, such as the `Answer`."""
     while True:
         try:
             next(stream)

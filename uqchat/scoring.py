@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from uqchat.errors import InputError
-from uqchat.estimators.base import Estimator
+from uqchat.estimators.base import AnswerContext, Estimator, FollowUp
 from uqchat.types import Risk, ScoredToken, Signals, Summary, TokenStep
 
 
@@ -37,28 +37,56 @@ def signals_for(estimators: Iterable[Estimator], available: Signals) -> Signals:
 
 
 class Scorer:
-    """Runs the estimators over the steps of one answer and keeps the newest risks of every token."""
+    """Runs the estimators over the steps of one answer and keeps the newest risks of every token.
 
-    def __init__(self, estimators: Sequence[Estimator]) -> None:
+    Args:
+        context: what is asked; without it no estimator gets follow-ups.
+    """
+
+    def __init__(self, estimators: Sequence[Estimator], context: AnswerContext | None = None) -> None:
         self.estimators = estimators
+        self.context = context
         self.tokens: list[ScoredToken] = []
         self._states: list[Any] = [estimator.new_state() for estimator in estimators]
 
     def push(self, step: TokenStep | ScoredToken) -> list[ScoredToken]:
         """The new token, scored; before it, any earlier tokens whose risks this step has revised."""
-        revised: dict[int, dict[str, Risk]] = {}
-        for estimator, state in zip(self.estimators, self._states, strict=True):
-            for index, risk in estimator.score_token(step, state).items():
-                revised.setdefault(index, {})[estimator.name] = risk
-        self.tokens.append(as_scored(step, revised.pop(step.index, {})))
-        for index, risks in revised.items():
-            self.tokens[index] = replace(self.tokens[index], risks={**self.tokens[index].risks, **risks})
-        return [self.tokens[index] for index in sorted(revised)] + self.tokens[-1:]
+        found = [(one.name, one.score_token(step, state)) for one, state in self._pairs()]
+        self.tokens.append(as_scored(step, {name: risks[step.index] for name, risks in found if step.index in risks}))
+        earlier = [(name, {i: risk for i, risk in risks.items() if i != step.index}) for name, risks in found]
+        return self._revise(earlier) + self.tokens[-1:]
+
+    def finish(self) -> list[ScoredToken]:
+        """The answer is whole, or was stopped: tokens whose risks change once more."""
+        return self._revise([(one.name, one.finish(state)) for one, state in self._pairs()])
+
+    def follow_ups(self) -> list[list[FollowUp]]:
+        """What each estimator wants read now that the answer is whole."""
+        if self.context is None:
+            return [[] for _ in self.estimators]
+        return [one.follow_ups(self.context, self.tokens, state) for one, state in self._pairs()]
+
+    def take_replies(self, number: int, replies: list[TokenStep]) -> list[ScoredToken]:
+        """Hand an estimator, by its place in the list, the steps that it asked for; gives tokens whose risks change."""
+        estimator = self.estimators[number]
+        return self._revise([(estimator.name, estimator.take_replies(replies, self._states[number]))])
+
+    def _pairs(self) -> Iterator[tuple[Estimator, Any]]:
+        return zip(self.estimators, self._states, strict=True)
+
+    def _revise(self, found: Iterable[tuple[str, dict[int, Risk]]]) -> list[ScoredToken]:
+        changed = set()
+        for name, risks in found:
+            for index, risk in risks.items():
+                token = self.tokens[index]
+                self.tokens[index] = replace(token, risks={**token.risks, name: risk})
+                changed.add(index)
+        return [self.tokens[index] for index in sorted(changed)]
 
     def answer_scores(self) -> tuple[dict[str, Risk], dict[str, Summary]]:
         """Per estimator: the answer's risk, and mean, max and sum of its raw scores."""
         risks, summaries = {}, {}
-        for estimator, state in zip(self.estimators, self._states, strict=True):
+        for estimator, state in self._pairs():
             own = estimator.score_answer(self.tokens, state)
             found = own or mean_over_tokens(self.tokens, estimator.name)
             if found is not None:
@@ -102,6 +130,7 @@ def stream_scored(steps: Iterable[TokenStep], estimators: Sequence[Estimator]) -
     scorer = Scorer(estimators)
     for step in steps:
         yield from scorer.push(step)
+    yield from scorer.finish()
 
 
 def rescore(tokens: Sequence[ScoredToken], estimators: Sequence[Estimator]) -> list[ScoredToken]:
@@ -109,6 +138,7 @@ def rescore(tokens: Sequence[ScoredToken], estimators: Sequence[Estimator]) -> l
     scorer = Scorer(estimators)
     for token in tokens:
         scorer.push(token)
+    scorer.finish()
     return scorer.tokens
 
 
@@ -119,4 +149,5 @@ def answer_scores(
     scorer = Scorer(estimators)
     for token in tokens:
         scorer.push(token)
+    scorer.finish()
     return scorer.answer_scores()

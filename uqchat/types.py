@@ -271,6 +271,10 @@ class Answer:
     prompt_tokens: int = 0
     dropped_messages: int = 0  # oldest messages left out because the context window was full
     timings: Timings = Timings()
+    outside_scope: dict[str, str] = field(default_factory=dict)
+    """By estimator: why its values are no probabilities of error here, though it is calibrated."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """By estimator: why it could not finish, where that did not end the answer."""
 
     def to_json(self) -> dict[str, Any]:
         """The answer as plain dicts and lists, ready for `json.dumps`."""

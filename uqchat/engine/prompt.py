@@ -23,6 +23,7 @@ class Prompt:
     room: int  # tokens left for the answer
     dropped_messages: int = 0
     open_tag: ReasoningTags | None = None
+    messages: tuple[Message, ...] = ()  # those that are in it
 
 
 def build_prompt(
@@ -55,7 +56,7 @@ def build_prompt(
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         room = context_window - len(ids)
         if room >= min(wanted, context_window // 2) or (room >= least and len(turns) == 1):
-            return Prompt(tuple(ids), room, dropped, tag_left_open(text, tags))
+            return Prompt(tuple(ids), room, dropped, tag_left_open(text, tags), (*system, *turns))
         if len(turns) == 1:
             raise InputError(
                 f"The newest message is too long: the prompt has {len(ids):,} tokens and the answer needs {least:,}, "

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
-from uqchat.types import Level, Risk, ScoredToken, Signals, Summary, TokenStep
+from uqchat.config import GenerationConfig
+from uqchat.errors import InputError
+from uqchat.types import Level, Message, Risk, ScoredToken, Signals, Summary, TokenStep
+
+if TYPE_CHECKING:
+    from uqchat.calibration import Calibrations
+    from uqchat.engine.adapters import Adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,26 +25,71 @@ class ModelFacts:
     is_instruct: bool  # it brought a chat template of its own
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerContext:
+    """What an estimator may ask about the answer that it scores. `prompt_ids` are those the model has read."""
+
+    prompt_ids: tuple[int, ...]
+    messages: tuple[Message, ...]
+    generation: GenerationConfig
+    tokenizer: Any
+
+
+@dataclass(frozen=True, slots=True)
+class FollowUp:
+    """One more forward over `prompt_ids` when the answer is whole; its reply is the step that predicts the next id."""
+
+    prompt_ids: tuple[int, ...]
+    adapter: str | None = None
+    """Name of one of the estimator's own `adapters`."""
+    signals: Signals = Signals()
+
+
 class Estimator(Protocol):
     """Turns the engine's steps into risk, higher is riskier.
 
     A new estimator is one file with a subclass and one line in `uqchat.estimators.ESTIMATORS`. One instance scores
-    one answer at a time; what it must remember between steps is its state.
+    several answers at once, from several threads; what it must remember between the steps of one is that answer's
+    state. The order of calls for an answer: `new_state`, `score_token` for each step, and when it is whole `finish`,
+    `follow_ups`, `take_replies` if there were any, `score_answer`.
     """
 
-    name: ClassVar[str]
-    """Stable snake_case name, used in code, files and the shell."""
-    label: ClassVar[str]
+    name: str
+    """Stable snake_case name, used in code, files and the shell; a trained estimator's is what the caller gave."""
+    label: str
     """Name shown to people."""
-    level: ClassVar[Level]
+    level: Level
     """What one score covers; a sentence or answer score tints the span it covers."""
     needs: Signals
     """What the engine must capture."""
     trainable: ClassVar[bool] = False
-    unit: ClassVar[str]
+    unit: str
     """Unit of the raw score, for the legend."""
-    value_map: ClassVar[str]
+    value_map: str
     """The fixed map from raw to value while uncalibrated, for the legend."""
+    format: ClassVar[str | None] = None
+    """`format` in the config.json of its artifact folders; None: it has nothing trained."""
+    calibrations: Calibrations | None = None
+    """Maps raw scores to probabilities of error; the scorer applies them."""
+    adapters: Mapping[str, Adapter] = MappingProxyType({})
+    """Changes of the model's weights that its follow-ups use, by a name that no other artifact has."""
+
+    @classmethod
+    def from_folder(cls, folder: Path, model: Any, name: str, *, allow_mismatch: bool = False) -> Self:
+        """The trained estimator of a folder.
+
+        Args:
+            model: what `uqchat.load` returns. name: the estimator's from now on.
+            allow_mismatch: use it though it was trained for another model, where the dimensions fit.
+
+        Raises:
+            UqchatError: a file is missing or damaged, or the estimator was trained for another model.
+        """
+        raise InputError(f"{cls.label} is not trained, so there is nothing to load for it from {folder}.")
+
+    def save(self, folder: Path) -> None:
+        """Write the files that `from_folder` reads, and a card. Raises UqchatError for one that is not trained."""
+        raise InputError(f"{self.label} is not trained, so there is nothing to save.")
 
     def for_model(self, facts: ModelFacts) -> Self:
         """The estimator as it works on this model; most do not depend on it."""
@@ -50,6 +103,28 @@ class Estimator(Protocol):
         """Risk by token index; an index already given before is a revision."""
         ...
 
+    def finish(self, state: Any) -> dict[int, Risk]:
+        """The answer is whole, or was stopped: last revisions by token index."""
+        return {}
+
+    def follow_ups(self, context: AnswerContext, tokens: Sequence[ScoredToken], state: Any) -> list[FollowUp]:
+        """Further forwards that it wants now that the answer is whole; not asked of an answer that was stopped."""
+        return []
+
+    def take_replies(self, replies: list[TokenStep], state: Any) -> dict[int, Risk]:
+        """One step for each follow-up, in order; gives last revisions by token index."""
+        return {}
+
     def score_answer(self, tokens: Sequence[ScoredToken], state: Any) -> tuple[Risk, Summary] | None:
         """Answer-level risk and summary of raw scores, or None for the mean over the answer's tokens."""
         return None
+
+
+def stored_risk(step: TokenStep | ScoredToken, name: str) -> dict[int, Risk] | None:
+    """What an estimator that needs the model's signals gives for a stored token: the risk that it has, if any.
+
+    None for a step of the model, which is to be scored.
+    """
+    if not isinstance(step, ScoredToken):
+        return None
+    return {step.index: step.risks[name]} if name in step.risks else {}
