@@ -1,5 +1,11 @@
 """The components and where they stand: chats | conversation | inspector and settings. Knows no handler.
 
+The page has views, each as wide as the window: the chat is one, and another is one line in `build_layout`, a
+`gr.Tab(title, id=...)` beside the chat's, in which its own builder places components and returns them for `Widgets`.
+The bar that switches between views shows as soon as there are two. A view's parts are made when it is first opened,
+and the chat behind it goes on streaming. What it holds goes into an element of class `uq-view`, which fills the
+height and scrolls.
+
 Nothing a user owns is given to a constructor: the page's configuration is readable by everybody.
 """
 
@@ -31,6 +37,7 @@ _BIND = "window.uqchat.bind(element, trigger, 'select');"
 class Widgets:
     """Every component that a handler reads or writes."""
 
+    views: gr.Tabs
     user: gr.BrowserState
     last_chat: gr.BrowserState
     choices: gr.BrowserState
@@ -82,6 +89,14 @@ def build_layout(config: AppConfig, models: Sequence[tuple[str, str]]) -> Widget
         "ticket": gr.State(None),
         "clock": gr.Timer(1.0),
     }
+    with gr.Tabs(elem_id="uq-views") as views:
+        with gr.Tab("Chat", id="chat"):
+            found |= _chat(config, models)
+    return Widgets(views=views, **found)
+
+
+def _chat(config: AppConfig, models: Sequence[tuple[str, str]]) -> dict[str, object]:
+    found: dict[str, object] = {}
     with gr.Row(elem_classes="uq-page", equal_height=False):
         with gr.Column(elem_classes="uq-chats", min_width=0):
             found |= _left(config)
@@ -89,7 +104,7 @@ def build_layout(config: AppConfig, models: Sequence[tuple[str, str]]) -> Widget
             found |= _toolbar() | _conversation() | _composer()
         with gr.Column(elem_classes="uq-inspector", min_width=0):
             found |= _right(config, models)
-    return Widgets(**found)
+    return found
 
 
 def _left(config: AppConfig) -> dict[str, object]:
