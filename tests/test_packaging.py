@@ -83,7 +83,8 @@ def test_pyproject_names_every_package() -> None:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "uqchat").rglob("__init__.py")}
+    files = [path for name in ("uqchat", "trainers") for path in (ROOT / name).rglob("__init__.py")]
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in files}
     assert set(project["tool"]["setuptools"]["packages"]) == found
     assert project["project"]["scripts"]["uqchat"] == "uqchat.__main__:main"
     assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
@@ -107,7 +108,7 @@ def test_the_readme_lists_exactly_the_make_targets_that_exist() -> None:
 
 def test_the_tree_in_the_readme_names_every_file_of_the_app() -> None:
     tree = README.split("## The tree")[1].split("```")[1]
-    for path in sorted((ROOT / "uqchat").rglob("*.py")):
+    for path in sorted([*(ROOT / "uqchat").rglob("*.py"), *(ROOT / "trainers").rglob("*.py")]):
         if path.name == "__init__.py" and path.parent.name != "estimators":
             continue
         assert re.search(rf"^\s+{re.escape(path.name)}\s+\S", tree, flags=re.MULTILINE), f"{path} is not in the tree"

@@ -1,0 +1,1 @@
+"""From questions to calibrated estimators, from a shell: `python -m trainers <name>`."""

@@ -1,0 +1,38 @@
+"""`python -m trainers <name>`: one shell for every trainer. Knows where each lies, and loads the named one.
+
+A trainer's module has `add_arguments(parser)` and `main(args) -> int | None`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from uqchat.errors import UqchatError
+
+# name -> module, what `--help` says of it
+TRAINERS: dict[str, tuple[str, str]] = {}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the named trainer; the exit code: 0 done, 1 refused with a sentence on stderr, 2 wrong usage."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser("python -m trainers", epilog="python -m trainers <name> --help says more.")
+    commands = parser.add_subparsers(dest="name", required=True, metavar="<name>")
+    for name, (_, text) in TRAINERS.items():
+        commands.add_parser(name, help=text, add_help=False)
+    name = parser.parse_args(argv[:1]).name
+    module = importlib.import_module(TRAINERS[name][0])
+    own = argparse.ArgumentParser(f"python -m trainers {name}", description=module.__doc__.split("\n")[0])
+    module.add_arguments(own)
+    try:
+        return int(module.main(own.parse_args(argv[1:])) or 0)
+    except UqchatError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
