@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -28,17 +27,25 @@ UNDERSTOOD = frozenset(
     "init_lora_weights layers_pattern layers_to_transform lora_alpha lora_dropout megatron_core peft_type peft_version "
     "qalora_group_size r rank_pattern revision runtime_config target_modules task_type use_rslora".split()
 )
+# What the released calibration-tuning adapters say beyond that: another class of the same LoRA, and the embeddings that
+# PEFT saved because a padding token had been added. Nothing attends to that token, so they change no score.
+CALIBRATED = "CALIBRATED_LORA"
+CALIBRATED_KEYS = frozenset(("query_format", "use_temperature", "modules_to_save"))
 # Starting points that leave the base weights alone; the others (pissa, olora, loftq...) need a changed base.
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 
 
-def read_peft_lora(folder: str | Path, model: PreTrainedModel, name: str | None = None) -> Adapter:
+def read_peft_lora(
+    folder: str | Path, model: PreTrainedModel, name: str | None = None, *, is_calibrated: bool = False
+) -> Adapter:
     """Read `adapter_config.json` and `adapter_model.safetensors` (or `.bin`, weights only) as an adapter of `model`.
 
     Args:
         folder: what `PeftModel.save_pretrained` wrote.
         model: the base; layers and sizes are checked against it.
         name: the adapter's name, by default the folder's.
+        is_calibrated: a released calibration-tuning adapter, in either spelling: of its tensors only those of the LoRA
+            are read, its copy of the embeddings is not.
 
     Raises:
         InputError: a file is missing or broken, the adapter is not a plain LoRA, or it does not fit the model.
@@ -48,8 +55,12 @@ def read_peft_lora(folder: str | Path, model: PreTrainedModel, name: str | None 
     """
     folder = Path(folder)
     config = _read_config(folder)
+    if is_calibrated:
+        config = {key: value for key, value in config.items() if key not in CALIBRATED_KEYS}
+        if config.get("peft_type") == CALIBRATED:
+            config["peft_type"] = "LORA"
     _refuse(folder, config)
-    factors = _pair(folder, _read_weights(folder))
+    factors = _pair(folder, _read_weights(folder, "lora_" if is_calibrated else ""))
     deltas = {layer: _delta(folder, config, layer, pair) for layer, pair in factors.items()}
     adapter = Adapter(name or folder.resolve().name, deltas)
     check_adapter(adapter, model)
@@ -86,19 +97,21 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _read_weights(folder: Path) -> Mapping[str, Tensor]:
+def _read_weights(folder: Path, part: str) -> Mapping[str, Tensor]:
+    """The tensors whose names hold `part`; of a safetensors file no others are read."""
     path, old = folder / WEIGHTS, folder / OLD_WEIGHTS
     if not path.is_file() and not old.is_file():
         raise InputError(f"{folder} has neither {WEIGHTS} nor {OLD_WEIGHTS}.")
     try:
         if path.is_file():
-            return load_file(path)
+            with safe_open(path, framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys() if part in key}
         found = torch.load(old, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(f"The adapter's weights in {folder} cannot be read: {error}") from error
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise InputError(f"{old} holds something other than named tensors.")
-    return found
+    return {key: value for key, value in found.items() if part in str(key)}
 
 
 def _pair(folder: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
