@@ -23,6 +23,7 @@ class ModelFacts:
 
     num_layers: int
     is_instruct: bool  # it brought a chat template of its own
+    context_window: int = 0  # tokens; 0: not known
 
 
 @dataclass(frozen=True, slots=True)
