@@ -199,7 +199,7 @@ class LanguageModel:
 
     def _choose(self, names: str | Iterable[str]) -> list[Estimator]:
         layers = self.model.config.get_text_config().num_hidden_layers if self.model is not None else 0
-        facts = ModelFacts(layers, self.info.is_instruct)
+        facts = ModelFacts(layers, self.info.is_instruct, self.info.context_window)
         return [estimator.for_model(facts) for estimator in get_estimators(names)]
 
     def _given_request(
