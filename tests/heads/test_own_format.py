@@ -14,8 +14,9 @@ from tests.heads.making import STATES, random_head, write_folder
 from tests.tiny import tiny_model
 from uqchat.features_base import ModelShape
 from uqchat.fingerprint import weights_fingerprint
-from uqchat.heads import HeadConfig, HeadError, HeadInfo, info_of, load_head, save_head
+from uqchat.heads import HeadConfig, HeadError, load_head, save_head
 from uqchat.models import LoadedModel
+from uqchat.origin import ArtifactError, Origin, origin_of
 
 SHAPE = ModelShape(num_layers=2, num_heads=4, hidden_size=32, vocab_size=260)
 
@@ -27,7 +28,7 @@ def loaded() -> LoadedModel:
 
 @pytest.fixture
 def own(loaded: LoadedModel, tmp_path: Path) -> Path:
-    info = info_of(
+    info = origin_of(
         replace_name(loaded, "org/tiny"), training_data="easy_facts train", metrics={"auroc": 0.8}, command="make it"
     )
     head = replace(random_head("luh", loaded.model, is_causal=True), info=info)
@@ -68,7 +69,7 @@ def test_negative_layers_of_the_older_index_are_exported_as_positive_ones(loaded
 
 def test_a_model_with_other_weights_of_the_same_size_is_refused_unless_asked_for(own: Path) -> None:
     other = tiny_model(seed=1)
-    with pytest.raises(HeadError, match="trained for org/tiny: its weights' fingerprint is .*allow_mismatch=True"):
+    with pytest.raises(ArtifactError, match="trained for org/tiny: its weights' fingerprint is .*allow_mismatch=True"):
         load_head(own, other)
     assert load_head(own, other, allow_mismatch=True).module.is_causal
 
@@ -76,7 +77,7 @@ def test_a_model_with_other_weights_of_the_same_size_is_refused_unless_asked_for
 def test_another_chat_template_is_refused(own: Path) -> None:
     other = tiny_model()
     other.tokenizer.chat_template = "{{ messages }}"
-    with pytest.raises(HeadError, match="chat template's hash"):
+    with pytest.raises(ArtifactError, match="chat template's hash"):
         load_head(own, other)
 
 
@@ -107,19 +108,19 @@ def test_a_wrong_configuration_of_ours_is_refused(
     config = json.loads((own / "config.json").read_text())
     change(config)
     (own / "config.json").write_text(json.dumps(config))
-    with pytest.raises(HeadError, match=message):
+    with pytest.raises(ArtifactError, match=message):
         load_head(own, loaded)
 
 
 @pytest.mark.parametrize(("name", "content"), [("config.json", "{"), ("model.safetensors", "x")])
 def test_damaged_files_of_ours_are_refused(name: str, content: str, own: Path, loaded: LoadedModel) -> None:
     (own / name).write_text(content)
-    with pytest.raises(HeadError, match=name):
+    with pytest.raises(ArtifactError, match=name):
         load_head(own, loaded)
     (own / name).unlink()
-    with pytest.raises(HeadError, match=name):
+    with pytest.raises(ArtifactError, match=name):
         load_head(own, loaded)
 
 
 def test_an_empty_origin_says_nothing() -> None:
-    assert HeadInfo() == HeadInfo("", "", "") and HeadConfig("luh", ()).layout == "current"
+    assert Origin() == Origin("", "", "") and HeadConfig("luh", ()).layout == "current"

@@ -12,19 +12,20 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from uqchat import artifact_files
 from uqchat.features import HIDDEN_INDEXES, LAYOUTS
-from uqchat.features_base import HiddenIndex, Layout, ModelShape
-from uqchat.fingerprint import template_hash, weights_fingerprint
+from uqchat.features_base import HiddenIndex, Layout
 from uqchat.heads import luh_format, own_format
 from uqchat.heads.assemble import HeadError, UncertaintyHead, assemble
-from uqchat.heads.config import HeadConfig, HeadInfo
+from uqchat.heads.config import HeadConfig
 from uqchat.heads.scorer import HeadScorer
 from uqchat.heads.verdict import Verdict, read_verdict
 from uqchat.hub_files import download_files
+from uqchat.origin import check_origin
 
-__all__ = ["HeadConfig", "HeadError", "HeadInfo", "HeadScorer", "UncertaintyHead", "assemble", "load_head", "save_head"]
+__all__ = ["HeadConfig", "HeadError", "HeadScorer", "UncertaintyHead", "assemble", "load_head", "save_head"]
 
-OWN_FILES = (own_format.CONFIG, own_format.WEIGHTS)
+OWN_FILES = (artifact_files.CONFIG, artifact_files.WEIGHTS)
 LUH_FILES = (luh_format.CONFIG, luh_format.WEIGHTS)
 
 
@@ -65,7 +66,7 @@ def load_head(
         config, info, weights = own_format.read_own(folder)
         config = replace(config, layout=layout or config.layout, hidden_index=hidden_index or config.hidden_index)
         if not allow_mismatch:
-            _check_base(info, base, getattr(model, "tokenizer", None))
+            check_origin(info, model, "head")
         return assemble(config, weights, base, source=str(path_or_id), info=info)
     config, weights = luh_format.read_luh(folder)
     verdict = read_verdict(folder, str(path_or_id))
@@ -90,42 +91,9 @@ def save_head(head: UncertaintyHead, folder: str | Path, format: str = "own") ->
     writers[format](head, Path(folder))
 
 
-def info_of(model: Any, **more: Any) -> HeadInfo:
-    """What a head trained on this model (as `uqchat.load` returns it) has to say of it; `more` are the other fields."""
-    base = model.model
-    shape = ModelShape.of(base)
-    return HeadInfo(
-        base_model=model.name,
-        weights_fingerprint=weights_fingerprint(base),
-        num_layers=shape.num_layers,
-        hidden_size=shape.hidden_size,
-        chat_template_hash=template_hash(model.tokenizer),
-        dtype=str(base.dtype).removeprefix("torch."),
-        **more,
-    )
-
-
 def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value is not None and value not in allowed:
         raise HeadError(f"`{name}` must be one of {', '.join(allowed)}, or None; got {str(value)[:80]!r}.")
-
-
-def _check_base(info: HeadInfo, base: PreTrainedModel, tokenizer: Any) -> None:
-    """Refuse a base model that differs from the one that the head names."""
-    shape = ModelShape.of(base)
-    pairs = [
-        ("number of layers", info.num_layers, shape.num_layers),
-        ("hidden size", info.hidden_size, shape.hidden_size),
-        ("weights' fingerprint", info.weights_fingerprint, info.weights_fingerprint and weights_fingerprint(base)),
-    ]
-    if tokenizer is not None:
-        pairs.append(("chat template's hash", info.chat_template_hash, template_hash(tokenizer)))
-    for what, trained, here in pairs:
-        if trained and trained != here:
-            raise HeadError(
-                f"This head was trained for {info.base_model or 'another model'}: its {what} is {trained}, this model's"
-                f" {here}. Load that model, or pass allow_mismatch=True to try it all the same."
-            )
 
 
 def _doubts(

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from uqchat.errors import InputError, UqchatError
+from uqchat.errors import InputError
 from uqchat.features import FeatureSet, make_features
 from uqchat.features_base import ModelShape
 from uqchat.heads.base import ClaimHead, HeadLevel, TokenHead
-from uqchat.heads.config import HeadConfig, HeadInfo
+from uqchat.heads.config import HeadConfig
 from uqchat.heads.modules import make_head
+from uqchat.origin import ArtifactError, Origin
 from uqchat.types import Signals
 
 # The weight whose last dimension is F, the numbers per row, by the first name that is there.
@@ -24,7 +25,7 @@ FIRST_WEIGHTS = ("proj.0.weight", "layers.0.weight", "classifier.weight", "class
 MAX_NAMED = 3  # names of weights that an error lists
 
 
-class HeadError(UqchatError):
+class HeadError(ArtifactError):
     """A head cannot be read, or does not fit the language model."""
 
 
@@ -39,7 +40,7 @@ class UncertaintyHead:
     """Of the language model."""
     source: str = ""
     """Folder or Hub id it came from."""
-    info: HeadInfo | None = None
+    info: Origin | None = None
     """Where it comes from; None when it does not say."""
     notes: tuple[str, ...] = ()
     """What a reader should know, a sentence each."""
@@ -72,7 +73,7 @@ def assemble(
     model: Any,
     *,
     source: str = "",
-    info: HeadInfo | None = None,
+    info: Origin | None = None,
     notes: tuple[str, ...] = (),
 ) -> UncertaintyHead:
     """A head from its configuration and weights.
