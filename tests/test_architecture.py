@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from uqchat.estimators import ESTIMATORS
+from uqchat.estimators import ESTIMATORS, TRAINED
 from uqchat.paths import ROOT
 
 # Top to bottom. A module may import from lower layers and from its own family, never from another family beside it.
@@ -160,17 +160,19 @@ def test_files_are_short_and_say_what_they_do(path: Path) -> None:
 
 
 def test_every_estimator_module_is_in_the_list() -> None:
-    listed = {estimator.__module__ for estimator in ESTIMATORS}
+    listed = {estimator.__module__ for estimator in (*ESTIMATORS, *TRAINED)}
     for path in (ROOT / "uqchat" / "estimators").glob("*.py"):
         if path.stem in ("__init__", "base"):
             continue
         module = importlib.import_module(module_of(path))
         has_estimator = any(hasattr(value, "score_token") for value in vars(module).values() if isinstance(value, type))
-        assert not has_estimator or module.__name__ in listed, f"{module.__name__} is missing from ESTIMATORS"
+        assert not has_estimator or module.__name__ in listed, f"{module.__name__} is in no list of estimators"
 
 
 def test_estimators_say_what_the_page_needs_and_have_names_of_their_own() -> None:
-    assert len({estimator.name for estimator in ESTIMATORS}) == len(ESTIMATORS)
-    for estimator in ESTIMATORS:
+    listed = (*ESTIMATORS, *TRAINED)
+    assert len({estimator.name for estimator in listed}) == len(listed)
+    for estimator in listed:
+        assert estimator.trainable == (estimator in TRAINED) == (estimator.format is not None)
         for attribute in ("name", "label", "level", "needs", "unit", "value_map", "trainable"):
             assert hasattr(estimator, attribute), f"{estimator.__name__} has no {attribute}"

@@ -83,6 +83,10 @@ class AppConfig(BaseSettings):
         default_factory=lambda: Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "uqchat",
         description="Folder for the converted embedded model and for exports.",
     )
+    estimators_dir: Path = Field(
+        default_factory=lambda data: data["cache_dir"] / "estimators",
+        description="Folder for estimators trained here; those that ship are found without it.",
+    )
     data_dir: Path = Field(
         default_factory=lambda: Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local/share")) / "uqchat",
         description="Folder for the database and the generated secret.",

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from uqchat.answering import FollowUpRun, Reader, scored_events
+from uqchat.artifacts import EstimatorChoice, Shelf
 from uqchat.config import GenerationConfig
 from uqchat.engine.backend import Backend, FinishEvent, Request
 from uqchat.engine.decode import Engine
@@ -21,8 +22,8 @@ from uqchat.engine.prompt import Prompt, build_prompt
 from uqchat.engine.text import find_reasoning_tags
 from uqchat.engine.worker import Job, Worker
 from uqchat.errors import InputError
-from uqchat.estimators import ESTIMATORS, Estimator, get_estimators
-from uqchat.estimators.base import AnswerContext, ModelFacts
+from uqchat.estimators import ESTIMATORS, Estimator
+from uqchat.estimators.base import AnswerContext
 from uqchat.models import LoadedModel, load_model
 from uqchat.scoring import Scorer, refusal, signals_for
 from uqchat.types import Answer, Message, ScoredToken, as_messages
@@ -58,7 +59,8 @@ def from_loaded(loaded: LoadedModel, max_waiting: int = 1024) -> LanguageModel:
 class LanguageModel:
     """Answers and scores; may be used from several threads, whose answers then share one batch.
 
-    Messages are `Message`s, {"role", "content"} mappings, or one string. Estimators are names.
+    Messages are `Message`s, {"role", "content"} mappings, or one string. Estimators are names, or folders or Hub ids of
+    trained ones; risks are keyed by the string given.
 
     Args:
         backend: where the steps come from when that is not the local engine; `loaded.model` may be None then.
@@ -69,6 +71,7 @@ class LanguageModel:
         self.engine = backend or Engine(loaded.model, loaded.tokenizer)
         template, vocabulary = getattr(loaded.tokenizer, "chat_template", None), loaded.tokenizer.get_vocab()
         self._tags = find_reasoning_tags(template, vocabulary)
+        self._shelf = Shelf(self)
         self._max_waiting = max_waiting
         self._worker: Worker | DirectReader | None = None
         self._worker_pid = 0
@@ -89,6 +92,23 @@ class LanguageModel:
     def tokenizer(self) -> Any:
         """The transformers tokenizer."""
         return self.info.tokenizer
+
+    @property
+    def available(self) -> list[EstimatorChoice]:
+        """The estimators that have a name here, untrained ones first; `refusal` says why one cannot be used."""
+        return [self._checked(choice) for choice in self._shelf.choices()]
+
+    def describe(self, name: str) -> EstimatorChoice:
+        """What `available` says, of any name, folder or Hub id. Raises UqchatError where there is no such estimator."""
+        return self._checked(self._shelf.describe(name))
+
+    def estimator(self, name: str) -> Estimator:
+        """An estimator by name, folder or Hub id, opened once for all answers. Raises what `stream` raises."""
+        return self._shelf.get(name)
+
+    def _checked(self, choice: EstimatorChoice) -> EstimatorChoice:
+        reason = choice.refusal or refusal(self.estimator(choice.name), self.engine.signals)
+        return replace(choice, refusal=reason)
 
     @property
     def refused(self) -> dict[str, str]:
@@ -198,9 +218,22 @@ class LanguageModel:
     # ---- inside
 
     def _choose(self, names: str | Iterable[str]) -> list[Estimator]:
-        layers = self.model.config.get_text_config().num_hidden_layers if self.model is not None else 0
-        facts = ModelFacts(layers, self.info.is_instruct, self.info.context_window)
-        return [estimator.for_model(facts) for estimator in get_estimators(names)]
+        wanted = list(dict.fromkeys([names] if isinstance(names, str) else names))
+        chosen = [self.estimator(name) for name in wanted]
+        for estimator in chosen:
+            self._register(estimator)
+        return chosen
+
+    def _register(self, estimator: Estimator) -> None:
+        """Bring an estimator's adapters into the engine, once."""
+        if not estimator.adapters:
+            return
+        if not isinstance(self.engine, Engine):
+            raise InputError(f"{estimator.label} cannot be used here: this model takes no adapters.")
+        with self._lock:
+            for name, adapter in estimator.adapters.items():
+                if name not in self.engine.adapters:
+                    self.engine.adapters.add(adapter)
 
     def _given_request(
         self, messages: Messages, answer: str | Sequence[int], chosen: list[Estimator]

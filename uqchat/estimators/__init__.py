@@ -1,4 +1,4 @@
-"""The explicit list of estimators: a new one is a file beside this and a line below."""
+"""The explicit lists of estimators: a new one is a file beside this and a line below."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from uqchat.estimators.max_prob import MaxProb
 from uqchat.estimators.rauq import Rauq
 
 ESTIMATORS: tuple[type[Estimator], ...] = (Entropy, MaxProb, Margin, Rauq)
-ESTIMATOR_NAMES: tuple[str, ...] = tuple(estimator.name for estimator in ESTIMATORS)
+"""Those that work with any model, without training."""
+TRAINED: tuple[type[Estimator], ...] = ()
+"""Those that are read from a folder, see `uqchat.artifacts`."""
+ESTIMATOR_NAMES: tuple[str, ...] = tuple(one.name for one in ESTIMATORS if one.level == "token")
+"""Of the untrained ones that read nothing beyond the answer's own steps."""
 
 
 def get_estimators(names: str | Iterable[str]) -> list[Estimator]:
-    """Estimators by name, in the order given, each once.
+    """Untrained estimators by name, in the order given, each once.
 
     Raises:
         InputError: an unknown name; the text lists the known ones.

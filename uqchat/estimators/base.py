@@ -49,9 +49,9 @@ class FollowUp:
 class Estimator(Protocol):
     """Turns the engine's steps into risk, higher is riskier.
 
-    A new estimator is one file with a subclass and one line in `uqchat.estimators.ESTIMATORS`. One instance scores
-    several answers at once, from several threads; what it must remember between the steps of one is that answer's
-    state. The order of calls for an answer: `new_state`, `score_token` for each step, and when it is whole `finish`,
+    A new estimator is one file with a subclass and one line in `uqchat.estimators`. One instance scores several
+    answers at once, from several threads; what it must remember between the steps of one is that answer's state. The
+    order of calls for an answer: `new_state`, `score_token` for each step, and when it is whole `finish`,
     `follow_ups`, `take_replies` if there were any, `score_answer`.
     """
 
@@ -70,6 +70,8 @@ class Estimator(Protocol):
     """The fixed map from raw to value while uncalibrated, for the legend."""
     format: ClassVar[str | None] = None
     """`format` in the config.json of its artifact folders; None: it has nothing trained."""
+    files: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    """Groups of files that make up a folder, where they are others than config.json + model.safetensors."""
     calibrations: Calibrations | None = None
     """Maps raw scores to probabilities of error; the scorer applies them."""
     adapters: Mapping[str, Adapter] = MappingProxyType({})

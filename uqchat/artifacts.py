@@ -1,0 +1,256 @@
+"""Trained estimators by name, folder or Hub id: found, checked against the model, opened once. Knows no answers.
+
+A folder belongs to one model. Those in `assets/estimators/<model>/<name>/` ship with the source, those in
+`AppConfig.estimators_dir/<model>/<name>/` were trained here and come first; a name stands for the folder whose weights'
+fingerprint is the model's. Everything in a folder is data: nothing of it is executed or imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from uqchat.artifact_files import CARD, CONFIG, WEIGHTS, read_json, require
+from uqchat.config import read_config
+from uqchat.errors import UqchatError
+from uqchat.estimators import ESTIMATORS, TRAINED, Estimator
+from uqchat.estimators.base import ModelFacts
+from uqchat.fingerprint import weights_fingerprint
+from uqchat.hub_files import download_files
+from uqchat.origin import ArtifactError, Origin, check_origin, read_origin
+from uqchat.paths import ASSETS
+from uqchat.types import Level
+
+CALIBRATION = "calibration.json"
+EMBEDDED_SLUG = "smollm2-135m-instruct"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+NAME = re.compile(r"[\w.-]+")  # of a folder in the roots
+UNTRAINED = {kind.name: kind for kind in ESTIMATORS}
+Stamp = tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactInfo:
+    """A trained estimator of the loaded model. `card` is Markdown."""
+
+    name: str
+    kind: str
+    folder: Path
+    label: str
+    level: Level
+    origin: Origin
+    card: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EstimatorChoice:
+    """What may be asked for, and what a picker shows of it. `refusal`: why this model cannot serve it."""
+
+    name: str
+    label: str
+    level: Level
+    unit: str
+    value_map: str
+    refusal: str | None = None
+    card: str | None = None
+
+
+def slug_of(model: Any) -> str:
+    """The folder name of a model's estimators: `smollm2-135m-instruct`."""
+    if model.name == "embedded":
+        return EMBEDDED_SLUG
+    last = str(model.name).rstrip("/").rsplit("/", 1)[-1].lower()
+    return re.sub(r"[^a-z0-9._-]+", "-", last).strip("-.") or "model"
+
+
+def roots() -> tuple[Path, ...]:
+    """Where estimators lie: trained here, then shipped."""
+    return read_config().estimators_dir, ASSETS / "estimators"
+
+
+def facts_of(model: Any) -> ModelFacts:
+    """What estimators may ask about a model; no layers where a backend computes elsewhere."""
+    layers = model.model.config.get_text_config().num_hidden_layers if model.model is not None else 0
+    return ModelFacts(layers, model.info.is_instruct, model.info.context_window)
+
+
+def list_artifacts(model: Any) -> list[ArtifactInfo]:
+    """The trained estimators that belong to this model, each name once."""
+    return Shelf(model).artifacts()
+
+
+def open_estimator(name: str, model: Any, *, allow_mismatch: bool = False) -> Estimator:
+    """An estimator, ready for this model.
+
+    Args:
+        name: an untrained estimator's, a trained one's, a folder, or a Hub id like organisation/name.
+        model: what `uqchat.load` returns.
+        allow_mismatch: take a folder's though it was trained for another model, where the dimensions fit.
+
+    Raises:
+        UqchatError: no such estimator (the text lists those there are), one for another model, or a damaged file.
+    """
+    return Shelf(model).open(name, allow_mismatch=allow_mismatch)
+
+
+def kind_of(folder: Path) -> type[Estimator]:
+    """Which estimator a folder holds. Raises ArtifactError when it holds none that is known."""
+    if (folder / CONFIG).is_file():
+        format = read_json(folder / CONFIG).get("format")
+        found = next((kind for kind in TRAINED if format is not None and kind.format == format), None)
+        if found is not None:
+            return found
+    for kind in TRAINED:
+        if any(all((folder / name).is_file() for name in group) for group in kind.files):
+            return kind
+    formats = ", ".join(str(kind.format) for kind in TRAINED)
+    raise ArtifactError(
+        f"{folder} holds no trained estimator: it needs {CONFIG} with a known format ({formats}) + {WEIGHTS}, or a"
+        " published head's config.yaml + weights.pth."
+    )
+
+
+def hub_groups() -> list[tuple[str, ...]]:
+    """Files of a Hub repository that make up an estimator, the fullest group first."""
+    groups = [(CONFIG, WEIGHTS), *(group for kind in TRAINED for group in kind.files)]
+    extras = ((CALIBRATION, CARD), (CALIBRATION,), (CARD,), ())
+    return [(*group, *extra) for group in dict.fromkeys(groups) for extra in extras]
+
+
+class Shelf:
+    """The estimators of one model, opened once; a folder whose files change is opened again. Safe in many threads."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._lock = threading.RLock()  # a combination opens its members while it is opened
+        self._open: dict[str, tuple[Stamp, Estimator]] = {}
+        self._fetched: dict[str, Path] = {}  # of Hub ids, which are looked up once
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """Of the model's weights; None where they are not on this machine."""
+        return None if self._model.model is None else weights_fingerprint(self._model.model)
+
+    def get(self, name: str) -> Estimator:
+        """The estimator of this name, kept open. Raises what `open_estimator` raises."""
+        with self._lock:
+            stamp = self._stamp(name)
+            kept = self._open.get(name)
+            if kept is None or kept[0] != stamp:
+                kept = self._open[name] = (stamp, self.open(name))
+            return kept[1]
+
+    def open(self, name: str, *, allow_mismatch: bool = False) -> Estimator:
+        """A fresh one, see `open_estimator`."""
+        if name in UNTRAINED:
+            return UNTRAINED[name]().for_model(facts_of(self._model))
+        folder = self.locate(name)
+        if self._model.model is None:
+            raise ArtifactError(f"{name} reads the model's inside, and {self._model.name} is not on this machine.")
+        return kind_of(folder).from_folder(folder, self._model, name, allow_mismatch=allow_mismatch)
+
+    def locate(self, name: str) -> Path:
+        """The folder that a trained estimator's name stands for; a Hub id is fetched. Raises as `open_estimator`."""
+        registered = [(folder, _origin(folder)) for folder in _folders(name)]
+        mine = next((folder for folder, origin in registered if self._is_mine(origin)), None)
+        if mine is not None:
+            return mine
+        path = Path(name).expanduser()
+        if path.is_dir():
+            return path
+        if path.exists():
+            raise ArtifactError(f"{name} is a file; give the folder of a trained estimator, a name or a Hub id.")
+        if HUB_ID.fullmatch(name):
+            return self._fetch(name)
+        if registered and self._model.model is not None:
+            folder, origin = registered[0]
+            check_origin(origin, self._model, f"estimator ({folder})")
+        raise self._unknown(name)
+
+    def artifacts(self) -> list[ArtifactInfo]:
+        """See `list_artifacts`; folders that cannot be read are left out."""
+        found: dict[str, ArtifactInfo] = {}
+        for folder in _folders():
+            try:
+                kind, origin = kind_of(folder), _origin(folder)
+            except UqchatError:
+                continue
+            if self._is_mine(origin):
+                card = _text_of(folder / CARD)
+                info = ArtifactInfo(folder.name, str(kind.format), folder, kind.label, kind.level, origin, card)
+                found.setdefault(folder.name, info)
+        return list(found.values())
+
+    def choices(self) -> list[EstimatorChoice]:
+        """Everything that has a name here; what cannot be opened says why."""
+        kinds = {kind.format: kind for kind in TRAINED}
+        trained = [self.describe(info.name, kinds[info.kind], info.card) for info in self.artifacts()]
+        return [self.describe(kind.name, kind) for kind in ESTIMATORS] + trained
+
+    def describe(self, name: str, kind: type[Estimator] | None = None, card: str | None = None) -> EstimatorChoice:
+        """What a picker shows of an estimator.
+
+        Args:
+            kind: stands in for one that cannot be opened; without it the error is raised.
+        """
+        try:
+            one = self.get(name)
+        except UqchatError as error:
+            if kind is None:
+                raise
+            return EstimatorChoice(name, kind.label, kind.level, kind.unit, kind.value_map, str(error), card)
+        card = card if card or name in UNTRAINED else _text_of(self.locate(name) / CARD)
+        return EstimatorChoice(name, one.label, one.level, one.unit, one.value_map, None, card)
+
+    def _is_mine(self, origin: Origin) -> bool:
+        return self.fingerprint is not None and origin.weights_fingerprint == self.fingerprint
+
+    def _fetch(self, hub_id: str) -> Path:
+        if hub_id not in self._fetched:
+            self._fetched[hub_id] = download_files(hub_id, hub_groups())
+        return self._fetched[hub_id]
+
+    def _stamp(self, name: str) -> Stamp:
+        """Names, times and sizes of the files behind a name; empty for what has none."""
+        if name in UNTRAINED:
+            return ()
+        files = [path for path in sorted(self.locate(name).iterdir()) if path.is_file()]
+        return tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+
+    def _unknown(self, name: str) -> ArtifactError:
+        known = [*UNTRAINED, *(info.name for info in self.artifacts())]
+        close = difflib.get_close_matches(name, known, n=2)
+        trained = next((kind for kind in TRAINED if kind.name == name), None)
+        what = f"Unknown estimator {name[:80]!r}."
+        if trained is not None:
+            what = f"No {name} has been trained for {self._model.name} yet; `python -m trainers prepare` makes one."
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        return ArtifactError(
+            f"{what}{hint} Known: {', '.join(known)}; or the folder or Hub id (organisation/name) of a trained one."
+        )
+
+
+def _folders(name: str = "*") -> Iterator[Path]:
+    """Folders of the roots that hold a configuration, those that come first first."""
+    if name != "*" and not NAME.fullmatch(name):
+        return
+    for root in roots():
+        for config in sorted(root.glob(f"*/{name}/{CONFIG}")):
+            yield config.parent
+
+
+def _origin(folder: Path) -> Origin:
+    return read_origin(require(read_json(folder / CONFIG), "info", dict))
+
+
+def _text_of(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
