@@ -52,7 +52,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "int8",
         ),
         ("grading",),
-        ("metrics",),
+        ("metrics", "metrics_*"),
         ("records", "records_*"),
     ),
     (("config",), ("types",)),
