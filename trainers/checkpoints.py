@@ -11,10 +11,11 @@ Pickled code is never run: `torch.load` reads with `weights_only`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def write_random(run: Path, step: int, rank: int) -> None:
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
-    with _full_disk(run, step):
+    with _whole_or_nothing(folder):
         torch.save(state, folder / f"random-{rank}.pt")
 
 
@@ -72,7 +73,7 @@ def write(run: Path, checkpoint: Checkpoint) -> Path:
         TrainingError: the disk is full; earlier checkpoints are untouched and nothing half-written stays.
     """
     folder, final = draft(run, checkpoint.step), run / FOLDER / f"step-{checkpoint.step:08d}"
-    with _full_disk(run, checkpoint.step):
+    with _whole_or_nothing(folder):
         save_file(_plain(checkpoint.module), folder / "module.safetensors")
         if checkpoint.best:
             save_file(_plain(checkpoint.best), folder / "best.safetensors")
@@ -91,27 +92,17 @@ def write(run: Path, checkpoint: Checkpoint) -> Path:
     return final
 
 
-def _full_disk(run: Path, step: int) -> Any:
-    """`disk_errors`, and the half-written folder goes. torch and safetensors have errors of their own for it."""
-    return _Cleaning(draft(run, step))
-
-
-class _Cleaning:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if error is None:
-            return
-        shutil.rmtree(self.folder, ignore_errors=True)
-        if isinstance(error, SafetensorError | RuntimeError | OSError):
-            with disk_errors(self.folder):
-                if isinstance(error, OSError):
-                    raise error
-                raise TrainingError(f"A checkpoint could not be written to {self.folder.parent}: {error}") from error
+@contextlib.contextmanager
+def _whole_or_nothing(folder: Path) -> Iterator[None]:
+    """Whatever goes wrong, the half-written folder goes. torch and safetensors have errors of their own for it."""
+    try:
+        with disk_errors(folder):
+            yield
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, SafetensorError | RuntimeError):
+            raise TrainingError(f"A checkpoint could not be written to {folder.parent}: {error}") from error
+        raise
 
 
 def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
