@@ -52,6 +52,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "int8",
         ),
         ("grading",),
+        ("claims", "claims_*"),
         ("metrics", "metrics_*"),
         ("records", "records_*"),
     ),
