@@ -59,12 +59,45 @@ def read_peft_lora(
         config = {key: value for key, value in config.items() if key not in CALIBRATED_KEYS}
         if config.get("peft_type") == CALIBRATED:
             config["peft_type"] = "LORA"
+    weights = _read_weights(folder, "lora_" if is_calibrated else "")
+    return lora_of(config, weights, model, name or folder.resolve().name, folder)
+
+
+def lora_of(
+    config: Mapping[str, Any], weights: Mapping[str, Tensor], model: PreTrainedModel, name: str, folder: Path
+) -> Adapter:
+    """An adapter from PEFT's settings and tensors, wherever they were read. `folder` is for messages.
+
+    Raises:
+        InputError: it is not a plain LoRA, or it does not fit the model.
+    """
     _refuse(folder, config)
-    factors = _pair(folder, _read_weights(folder, "lora_" if is_calibrated else ""))
-    deltas = {layer: _delta(folder, config, layer, pair) for layer, pair in factors.items()}
-    adapter = Adapter(name or folder.resolve().name, deltas)
+    deltas = {layer: _delta(folder, config, layer, pair) for layer, pair in _pair(folder, weights).items()}
+    adapter = Adapter(name, deltas)
     check_adapter(adapter, model)
     return adapter
+
+
+def peft_of(adapter: Adapter) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """PEFT's settings and tensors of an adapter of low rank: what `lora_of` reads, and PEFT itself.
+
+    Raises:
+        InputError: it changes a layer by a whole matrix.
+    """
+    tensors: dict[str, Tensor] = {}
+    ranks, alphas = {}, {}
+    for layer, delta in adapter.deltas.items():
+        if not isinstance(delta, LowRank):
+            raise InputError(f"Adapter {adapter.name!r} changes {layer!r} by a whole matrix; PEFT keeps low rank only.")
+        tensors[f"base_model.model.{layer}.lora_A.weight"] = delta.a
+        tensors[f"base_model.model.{layer}.lora_B.weight"] = delta.b
+        ranks[layer], alphas[layer] = len(delta.a), delta.scale * len(delta.a)
+    rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
+    settings = {"r": rank, "lora_alpha": alpha, "target_modules": sorted(adapter.deltas)}
+    if set(ranks.values()) != {rank} or set(alphas.values()) != {alpha}:
+        settings["rank_pattern"] = {re.escape(layer): rank for layer, rank in ranks.items()}
+        settings["alpha_pattern"] = {re.escape(layer): alpha for layer, alpha in alphas.items()}
+    return {"peft_type": "LORA", "task_type": "CAUSAL_LM", **settings}, tensors
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
