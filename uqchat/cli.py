@@ -1,4 +1,4 @@
-"""The shell: `python -m uqchat [app] | chat | answer | score | models | estimators`.
+"""The shell: `python -m uqchat [app] | chat | answer | score | evaluate | models | estimators`.
 
 Reads the arguments and turns errors into exit codes. Knows neither torch nor gradio until a command needs them.
 
@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import NoReturn, TextIO
 
 from uqchat import __version__
+from uqchat.cli_evaluate import add_arguments
 from uqchat.cli_terminal import real_stdout
 from uqchat.errors import InputError, UqchatError
 
@@ -24,6 +25,7 @@ COMMANDS = {
     "chat": ("talk to the model in this terminal", "uqchat.cli_chat"),
     "answer": ("answer one question, tinted by risk", "uqchat.cli_answer"),
     "score": ("score a given answer, token by token", "uqchat.cli_answer"),
+    "evaluate": ("answer and grade a data set into one records file", "uqchat.cli_evaluate"),
     "models": ("list models that are known or already here", "uqchat.cli_lists"),
     "estimators": ("list the estimators of risk", "uqchat.cli_lists"),
 }
@@ -87,6 +89,8 @@ def _fill(own: Parser, name: str) -> None:
         own.add_argument("--messages", metavar="FILE", help="JSON list of {role, content}; `-` is standard input")
     if name == "score":
         own.add_argument("--answer", metavar="TEXT|@FILE", required=True, help="the answer to score")
+    if name == "evaluate":
+        add_arguments(own)
     if name == "app":
         own.add_argument("--host", help="address to listen on")
         own.add_argument("--port", type=int, help="port to listen on; 0 takes a free one")

@@ -2,7 +2,8 @@
 
 Columns: `question_id`, `set`, `category`, `question`, `answer`, `references` (list), `is_error` (true, false or null),
 `style`, `sample` (0: the first answer to its question), per estimator `risk_<name>` in [0, 1] and `raw_<name>`,
-`outside_scope` (why the calibration does not hold, or null), `tokens` (JSON), `seconds`, `model`, `versions` (JSON).
+`outside_scope` (JSON: estimator -> why its calibration does not hold), `tokens` (JSON), `seconds`, `model`, `versions`
+(JSON).
 Files of other makers need `question`, `answer`, `is_error` and one `risk_<name>`; CSV and JSON lines are read too.
 """
 
@@ -59,7 +60,7 @@ class Record:
     references: tuple[str, ...] = ()
     style: str = ""
     sample: int = 0
-    outside_scope: str | None = None
+    outside_scope: Mapping[str, str] = field(default_factory=dict)
     tokens: tuple[ScoredToken, ...] = ()
     seconds: float = math.nan
     model: str = ""
@@ -134,13 +135,14 @@ class Records:
         """One answer with its tokens."""
         values = {name: column[0] for name, column in self.table.slice(index, 1).to_pydict().items()}
         risks = {name: _risk(values, name) for name in self.estimators}
-        plain = {name: values[name] for name in FIELDS.names if name not in ("tokens", "versions", "references")}
+        kept_as_json = ("tokens", "versions", "references", "outside_scope")
+        plain = {name: values[name] for name in FIELDS.names if name not in kept_as_json}
         return Record(
             **{name: "" if plain[name] is None and name != "is_error" else plain[name] for name in plain}
             | {
                 "risks": {name: risk for name, risk in risks.items() if not math.isnan(risk.value)},
                 "references": tuple(values["references"] or ()),
-                "outside_scope": values["outside_scope"] or None,
+                "outside_scope": json.loads(values["outside_scope"] or "{}"),
                 "seconds": math.nan if values["seconds"] is None else values["seconds"],
                 "tokens": decode_tokens(values["tokens"] or ""),
                 "versions": json.loads(values["versions"] or "{}"),
@@ -154,7 +156,7 @@ def _risk(values: Mapping[str, Any], name: str) -> Risk:
     return Risk(
         math.nan if value is None else value,
         math.nan if raw is None else raw,
-        None if values["outside_scope"] else scope,
+        None if name in json.loads(values["outside_scope"] or "{}") else scope,
     )
 
 
@@ -163,6 +165,7 @@ def as_row(record: Record) -> dict[str, Any]:
     row = {name: getattr(record, name) for name in FIELDS.names}
     row |= {"references": list(record.references), "tokens": encode_tokens(record.tokens)}
     row["versions"] = json.dumps(dict(record.versions), sort_keys=True)
+    row["outside_scope"] = json.dumps(dict(record.outside_scope), sort_keys=True) if record.outside_scope else None
     for name, risk in record.risks.items():
         row |= {RISK + name: float(risk.value), RAW + name: float(risk.raw)}
     return row
