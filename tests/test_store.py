@@ -21,7 +21,8 @@ from tests.doubles import scored_tokens, wait_until
 from uqchat.errors import InputError, StoreError
 from uqchat.store import Label, Store
 from uqchat.store_tables import SCHEMA_VERSION
-from uqchat.token_codec import decode_tokens, encode_tokens
+from uqchat.token_codec import AnswerScores, decode_tokens, encode_tokens
+from uqchat.types import Risk
 
 TEXT = "Paris is the capital."
 
@@ -71,6 +72,14 @@ def test_an_answer_comes_back_as_it_was_saved(store: Store) -> None:
     assert message == store.get_message("ann", answer_id)
     assert (message.text, message.tokens) == (TEXT, scored_tokens(TEXT))
     assert (message.status, message.finish_reason, message.model, message.dropped_messages) == ("done", "stop", "m", 2)
+
+
+def test_what_estimators_say_of_the_whole_answer_comes_back_as_it_was_saved(store: Store) -> None:
+    _, _, answer = ask(store)
+    assert store.get_message("ann", answer).scores == AnswerScores()
+    scores = AnswerScores({"rauq": Risk(0.25, 0.1 + 0.2, "facts")}, {"rauq": "a poem"}, {"query": "too long"})
+    store.save_answer("ann", answer, TEXT, (), "done", scores=scores)
+    assert store.get_message("ann", answer).scores == scores
 
 
 def test_another_answer_becomes_active_and_the_old_one_stays_reachable(store: Store) -> None:
@@ -365,12 +374,27 @@ def test_an_older_schema_is_brought_up_in_order(tmp_path: Path, monkeypatch: pyt
     path = tmp_path / "chats.db"
     Store(f"sqlite:///{path}").close()
     seen: list[int] = []
-    monkeypatch.setattr("uqchat.store_tables.SCHEMA_VERSION", 3)
-    steps = {version: lambda _, version=version: seen.append(version) for version in (1, 2)}
+    monkeypatch.setattr("uqchat.store_tables.SCHEMA_VERSION", SCHEMA_VERSION + 2)
+    later = (SCHEMA_VERSION, SCHEMA_VERSION + 1)
+    steps = {version: lambda _, version=version: seen.append(version) for version in later}
     monkeypatch.setattr("uqchat.store_tables.MIGRATIONS", steps)
     Store(f"sqlite:///{path}").close()
     Store(f"sqlite:///{path}").close()
-    assert seen == [1, 2]
+    assert seen == list(later)
+
+
+def test_chats_of_the_first_schema_are_kept_and_have_no_scores_of_whole_answers(tmp_path: Path) -> None:
+    path = tmp_path / "chats.db"
+    first = Store(f"sqlite:///{path}")
+    chat_id, _, _ = ask(first)
+    first.close()
+    with sqlite3.connect(path) as connection:  # what the first schema lacks
+        connection.execute("ALTER TABLE messages DROP COLUMN scores")
+        connection.execute("UPDATE schema_version SET version = 1")
+    second = Store(f"sqlite:///{path}")
+    answer = second.path("ann", chat_id)[-1]
+    assert (answer.text, len(answer.tokens) > 0, answer.scores) == (TEXT, True, AnswerScores())
+    second.close()
 
 
 def test_two_stores_may_open_a_new_database_at_once(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from tests.doubles import scored_tokens
 from uqchat.errors import InputError, StoreError
 from uqchat.render import RiskView
 from uqchat.store import Store, StoredMessage
+from uqchat.token_codec import AnswerScores
 from uqchat.transfer import MAX_IMPORT_BYTES, export_chat, import_chat
 from uqchat.transfer_csv import safe_cell
 from uqchat.types import Risk
@@ -81,7 +82,10 @@ def fill(store: Store, tree: list[tuple[int | None, str, str, int, list[bool | N
         if role == "assistant":
             tokens = scored_tokens(text, reasoning=reasoning)
             tokens = tuple(replace(t, risks=t.risks | {"odd": Risk(1.0, math.inf, "a scope")}) for t in tokens)
-            store.save_answer("ann", row.id, text, tokens, status, None, "why" if status == "error" else None, 3)
+            scores = AnswerScores({"odd": Risk(0.5, -math.inf, "a scope")}, {"odd": text}, {"query": "no reply"})
+            store.save_answer(
+                "ann", row.id, text, tokens, status, None, "why" if status == "error" else None, 3, scores
+            )
             for start, is_error in enumerate(labels):
                 if start < len(text):
                     store.set_label("ann", row.id, is_error, start, len(text))

@@ -11,6 +11,7 @@ from typing import Literal
 
 from uqchat.errors import StoreError, UqchatError
 from uqchat.store import Store
+from uqchat.token_codec import AnswerScores
 from uqchat.types import Answer, FinishReason, ScoredToken
 
 RunStatus = Literal["waiting", "streaming", "done", "cancelled", "error"]
@@ -58,6 +59,7 @@ class _Final:
     finish_reason: FinishReason
     error: str | None = None
     dropped_messages: int = 0
+    scores: AnswerScores = AnswerScores()
 
 
 class AnswerRun:
@@ -166,7 +168,8 @@ class AnswerRun:
             answer = self._drain()
             status = "cancelled" if answer.finish_reason == "cancelled" else "done"
             text = answer.text if answer.tokens else self._text
-            final = _Final(text, answer.tokens, status, answer.finish_reason, None, answer.dropped_messages)
+            scores = AnswerScores(answer.risks, answer.outside_scope, answer.failures)
+            final = _Final(text, answer.tokens, status, answer.finish_reason, None, answer.dropped_messages, scores)
         except UqchatError as error:
             final = self._failed(str(error))
         except Exception:
@@ -232,6 +235,7 @@ class AnswerRun:
             final.finish_reason,
             final.error,
             final.dropped_messages,
+            final.scores,
         )
 
     def _publish(self, status: RunStatus, error: str | None = None, queue_position: int | None = None) -> None:

@@ -41,7 +41,7 @@ from uqchat.store_tables import (
 )
 from uqchat.store_tree import activate, active_path, ancestors, versions_of
 from uqchat.store_writer import is_writer_alive, new_writer
-from uqchat.token_codec import TokenCache, encode_tokens
+from uqchat.token_codec import AnswerScores, TokenCache, encode_scores, encode_tokens
 from uqchat.types import FinishReason, Role, ScoredToken
 
 __all__ = ["ChatInfo", "Label", "Status", "Store", "StoredMessage", "NEW_CHAT_TITLE"]
@@ -222,6 +222,7 @@ class Store:
         finish_reason: FinishReason | None = None,
         error: str | None = None,
         dropped_messages: int = 0,
+        scores: AnswerScores = AnswerScores(),  # noqa: B008  frozen
     ) -> None:
         """Replaces what is kept of an answer; works in a deleted chat too, which may be restored later."""
         if status not in get_args(Status):
@@ -231,10 +232,10 @@ class Store:
             row = _message(session, user, message_id, with_deleted=True)
             row.text, row.status, row.finish_reason = storable(text), status, finish_reason
             row.error, row.dropped_messages = error and storable(error), dropped_messages
-            row.writer, row.saved_at = self._writer, time.time()
-            scores = session.get(TokenRow, message_id) or TokenRow(message_id=message_id, data=b"")
-            scores.data = data
-            session.add(scores)
+            row.writer, row.saved_at, row.scores = self._writer, time.time(), encode_scores(scores)
+            blob = session.get(TokenRow, message_id) or TokenRow(message_id=message_id, data=b"")
+            blob.data = data
+            session.add(blob)
 
     def select_version(self, user: str, message_id: str, step: int) -> str:
         """Makes the version `step` places further active, with the messages last used below it; returns its id.

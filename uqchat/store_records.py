@@ -14,7 +14,7 @@ from uqchat.errors import InputError
 from uqchat.store_tables import ChatRow, LabelRow, MessageRow, TokenRow
 from uqchat.store_tree import versions_of
 from uqchat.store_writer import is_writer_alive
-from uqchat.token_codec import TokenCache, decode_tokens
+from uqchat.token_codec import AnswerScores, TokenCache, decode_scores, decode_tokens, encode_scores
 from uqchat.types import FinishReason, Role, ScoredToken
 
 Status = Literal["streaming", "done", "cancelled", "error"]
@@ -68,6 +68,7 @@ class StoredMessage:
     created_at: datetime
     is_example: bool
     active_child: str | None = None
+    scores: AnswerScores = AnswerScores()
 
 
 def stored_messages(
@@ -123,6 +124,7 @@ def _stored_message(
         created_at=_time(row.created_at),
         is_example=row.is_example,
         active_child=row.active_child,
+        scores=decode_scores(row.scores),
     )
 
 
@@ -143,6 +145,7 @@ def message_row(message: StoredMessage, ids: Mapping[str, str], chat_id: str, wr
         is_example=message.is_example,
         created_at=message.created_at.timestamp(),
         writer=writer,
+        scores=encode_scores(message.scores),
     )
 
 

@@ -18,8 +18,14 @@ from sqlmodel import Field, Session, SQLModel, create_engine, select
 
 from uqchat.errors import StoreError
 
-SCHEMA_VERSION = 1
-MIGRATIONS: dict[int, Callable[[Connection], None]] = {}
+SCHEMA_VERSION = 2
+
+
+def _add_scores(connection: Connection) -> None:
+    connection.exec_driver_sql("ALTER TABLE messages ADD COLUMN scores TEXT")
+
+
+MIGRATIONS: dict[int, Callable[[Connection], None]] = {1: _add_scores}
 """What turns a database of schema n into n + 1, by n; each runs once, inside the transaction that opens it."""
 
 
@@ -70,6 +76,8 @@ class MessageRow(SQLModel, table=True):
     created_at: float = Field(default_factory=time.time)
     saved_at: float = Field(default_factory=time.time)
     writer: str = ""
+    scores: str | None = Field(default=None, sa_type=Text)
+    """Of the answer as a whole, as `token_codec` writes them."""
 
 
 class TokenRow(SQLModel, table=True):

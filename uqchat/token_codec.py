@@ -1,4 +1,4 @@
-"""Scored tokens as one compact blob: a JSON list per token, deflated. Knows no database and no file format for people.
+"""Scored tokens as one compact blob, an answer's own scores as JSON. Knows no database and no file format for people.
 
 Floats keep every bit (Python writes the shortest text that reads back the same), so what is stored is what was scored.
 """
@@ -9,10 +9,34 @@ import json
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
 from uqchat.types import Alternative, Risk, ScoredToken
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerScores:
+    """What estimators say of an answer as a whole, each by the estimator's name; see `types.Answer`."""
+
+    risks: dict[str, Risk] = field(default_factory=dict)
+    outside_scope: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def encode_scores(scores: AnswerScores) -> str:
+    """A JSON list; every bit of the numbers stays."""
+    risks = {name: [risk.value, risk.raw, risk.calibration] for name, risk in scores.risks.items()}
+    return json.dumps([risks, scores.outside_scope, scores.failures], separators=(",", ":"))
+
+
+def decode_scores(text: str | None) -> AnswerScores:
+    """The scores that `encode_scores` was given; empty ones for None."""
+    if text is None:
+        return AnswerScores()
+    risks, outside_scope, failures = json.loads(text)
+    return AnswerScores({name: Risk(*risk) for name, risk in risks.items()}, outside_scope, failures)
 
 
 def encode_tokens(tokens: Sequence[ScoredToken]) -> bytes:

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, 
 
 from uqchat.store import ChatInfo, Label, StoredMessage
 from uqchat.store_records import MAX_TITLE_CHARS, storable
+from uqchat.token_codec import AnswerScores
 from uqchat.types import Alternative, FinishReason, Risk, Role, ScoredToken
 
 FORMAT = "uqchat-chat"
@@ -101,6 +102,19 @@ class TokenRecord(_Record):
         )
 
 
+class ScoresRecord(_Record):
+    """As `token_codec.AnswerScores`."""
+
+    risks: dict[Name, RiskRecord] = {}
+    outside_scope: dict[Name, Text] = {}
+    failures: dict[Name, Text] = {}
+
+    def to_scores(self) -> AnswerScores:
+        """The scores that the store keeps."""
+        risks = {name: Risk(risk.value, risk.raw, risk.calibration) for name, risk in self.risks.items()}
+        return AnswerScores(risks, dict(self.outside_scope), dict(self.failures))
+
+
 class LabelRecord(_Record):
     """As `store.Label`."""
 
@@ -126,6 +140,7 @@ class MessageRecord(_Record):
     created_at: Annotated[AwareDatetime, AfterValidator(_plausible)]
     labels: tuple[LabelRecord, ...]
     tokens: tuple[TokenRecord, ...]
+    scores: ScoresRecord = ScoresRecord()
 
     @model_validator(mode="after")
     def _check(self) -> MessageRecord:
@@ -150,6 +165,7 @@ class MessageRecord(_Record):
         given = {name: getattr(self, name) for name in MessageRecord.model_fields}
         given["labels"] = tuple(Label(label.is_error, label.start, label.end) for label in self.labels)
         given["tokens"] = tuple(token.to_token() for token in self.tokens)
+        given["scores"] = self.scores.to_scores()
         return StoredMessage(chat_id="", version=1, version_count=1, **given)
 
 
@@ -204,6 +220,7 @@ def _message_record(message: StoredMessage) -> MessageRecord:
     given["status"] = "cancelled" if message.status == "streaming" else message.status
     given["labels"] = tuple(LabelRecord.model_construct(**asdict(label)) for label in message.labels)
     given["tokens"] = tuple(_token_record(token) for token in message.tokens)
+    given["scores"] = _scores_record(message.scores)
     return MessageRecord.model_construct(**given)
 
 
@@ -214,8 +231,17 @@ def _token_record(token: ScoredToken) -> TokenRecord:
         AlternativeRecord.model_construct(token_id=a.token_id, text=storable(a.text), logprob=a.logprob)
         for a in token.alternatives
     )
-    given["risks"] = {
-        storable(name): RiskRecord.model_construct(value=r.value, raw=r.raw, calibration=r.calibration)
-        for name, r in token.risks.items()
-    }
+    given["risks"] = _risk_records(token.risks)
     return TokenRecord.model_construct(**given)
+
+
+def _scores_record(scores: AnswerScores) -> ScoresRecord:
+    texts = [{storable(k): storable(v) for k, v in one.items()} for one in (scores.outside_scope, scores.failures)]
+    return ScoresRecord.model_construct(risks=_risk_records(scores.risks), outside_scope=texts[0], failures=texts[1])
+
+
+def _risk_records(risks: dict[str, Risk]) -> dict[str, RiskRecord]:
+    return {
+        storable(name): RiskRecord.model_construct(value=r.value, raw=r.raw, calibration=r.calibration)
+        for name, r in risks.items()
+    }
