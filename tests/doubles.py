@@ -19,7 +19,7 @@ from uqchat.config import GenerationConfig
 from uqchat.types import Alternative, Answer, FinishReason, Message, Risk, ScoredToken, Summary, as_messages
 
 END_ID = 2
-ESTIMATOR_NAMES = ("entropy", "max_prob", "margin", "rauq")
+ESTIMATOR_NAMES = ("entropy", "max_prob", "margin", "rauq", "lookback")
 
 
 def token_id_of(text: str) -> int:
@@ -41,6 +41,7 @@ def scored_token(index: int, text: str, start: int = 0, top: float | None = None
         "max_prob": Risk(1 - top, -math.log(top)),
         "margin": Risk(1 - (top - (1 - top) * 0.75), 1 - (top - (1 - top) * 0.75)),
         "rauq": Risk(1 - top * 0.9, 1 - math.log(top * 0.9)),
+        "lookback": Risk(1 - top, 1 - top),
     }
     token = ScoredToken(
         index, token_id_of(text), text, (start, start + len(text)), math.log(top), entropy, alternatives, risks

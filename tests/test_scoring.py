@@ -34,7 +34,8 @@ def test_risks_of_a_known_distribution() -> None:
 
 @pytest.mark.parametrize("probs", [(1.0,), (1.0, 1e-300), (0.1,) * 10, (0.5, 0.5)])
 def test_values_stay_between_zero_and_one(probs: tuple[float, ...]) -> None:
-    (token,) = stream_scored([step(0, probs)], get_estimators([e.name for e in ESTIMATORS]))
+    names = [one.name for one in ESTIMATORS if not one.needs.has_tensors or one.name == "rauq"]
+    (token,) = stream_scored([step(0, probs)], get_estimators(names))
     assert all(0 <= risk.value <= 1 and risk.raw >= 0 for risk in token.risks.values())
 
 

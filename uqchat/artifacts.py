@@ -59,6 +59,7 @@ class EstimatorChoice:
     value_map: str
     refusal: str | None = None
     card: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def slug_of(model: Any) -> str:
@@ -205,8 +206,8 @@ class Shelf:
             if kind is None:
                 raise
             return EstimatorChoice(name, kind.label, kind.level, kind.unit, kind.value_map, str(error), card)
-        card = card if card or name in UNTRAINED else _text_of(self.locate(name) / CARD)
-        return EstimatorChoice(name, one.label, one.level, one.unit, one.value_map, None, card)
+        card = card if card or name in UNTRAINED else _text_of(self.locate(name) / CARD) or one.card
+        return EstimatorChoice(name, one.label, one.level, one.unit, one.value_map, None, card, one.notes)
 
     def _is_mine(self, origin: Origin) -> bool:
         return self.fingerprint is not None and origin.weights_fingerprint == self.fingerprint

@@ -40,7 +40,7 @@ class Scorer:
     """Runs the estimators over the steps of one answer and keeps the newest risks of every token.
 
     Args:
-        context: what is asked; without it no estimator gets follow-ups.
+        context: what is asked; without it no estimator gets follow-ups, as with stored tokens.
     """
 
     def __init__(self, estimators: Sequence[Estimator], context: AnswerContext | None = None) -> None:
@@ -48,6 +48,9 @@ class Scorer:
         self.context = context
         self.tokens: list[ScoredToken] = []
         self._states: list[Any] = [estimator.new_state() for estimator in estimators]
+        if context is not None:
+            for estimator, state in self._pairs():
+                estimator.begin(context, state)
 
     def push(self, step: TokenStep | ScoredToken) -> list[ScoredToken]:
         """The new token, scored; before it, any earlier tokens whose risks this step has revised."""

@@ -7,13 +7,20 @@ from collections.abc import Iterable
 from uqchat.errors import InputError
 from uqchat.estimators.base import Estimator
 from uqchat.estimators.entropy import Entropy
+from uqchat.estimators.lookback import Lookback
 from uqchat.estimators.margin import Margin
 from uqchat.estimators.max_prob import MaxProb
+from uqchat.estimators.probe import Probe
+from uqchat.estimators.query import QueryEstimator, ZeroShotQuery
 from uqchat.estimators.rauq import Rauq
+from uqchat.estimators.uq_head import UqHead
 
-ESTIMATORS: tuple[type[Estimator], ...] = (Entropy, MaxProb, Margin, Rauq)
+ESTIMATORS: tuple[type[Estimator], ...] = (Entropy, MaxProb, Margin, Rauq, Lookback, ZeroShotQuery)
 """Those that work with any model, without training."""
-TRAINED: tuple[type[Estimator], ...] = ()
+TRAINED: tuple[type[Estimator], ...] = (
+    UqHead,
+    QueryEstimator,
+)
 """Those that are read from a folder, see `uqchat.artifacts`."""
 ESTIMATOR_NAMES: tuple[str, ...] = tuple(one.name for one in ESTIMATORS if one.level == "token")
 """Of the untrained ones that read nothing beyond the answer's own steps."""

@@ -51,7 +51,7 @@ class Estimator(Protocol):
 
     A new estimator is one file with a subclass and one line in `uqchat.estimators`. One instance scores several
     answers at once, from several threads; what it must remember between the steps of one is that answer's state. The
-    order of calls for an answer: `new_state`, `score_token` for each step, and when it is whole `finish`,
+    order of calls for an answer: `new_state`, `begin`, `score_token` for each step, and when it is whole `finish`,
     `follow_ups`, `take_replies` if there were any, `score_answer`.
     """
 
@@ -77,6 +77,11 @@ class Estimator(Protocol):
     adapters: Mapping[str, Adapter] = MappingProxyType({})
     """Changes of the model's weights that its follow-ups use, by a name that no other artifact has."""
 
+    notes: tuple[str, ...] = ()
+    """What a reader should know of it, a sentence each."""
+    card: str | None = None
+    """Markdown: what it is, where it comes from, how well it does; None where only a file may say so."""
+
     @classmethod
     def from_folder(cls, folder: Path, model: Any, name: str, *, allow_mismatch: bool = False) -> Self:
         """The trained estimator of a folder.
@@ -101,6 +106,9 @@ class Estimator(Protocol):
     def new_state(self) -> Any:
         """Whatever one answer needs between its steps; None if each token stands alone."""
         return None
+
+    def begin(self, context: AnswerContext, state: Any) -> None:
+        """What is asked, before the first step; not told for stored tokens."""
 
     def score_token(self, step: TokenStep | ScoredToken, state: Any) -> dict[int, Risk]:
         """Risk by token index; an index already given before is a revision."""

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from uqchat.errors import InputError
 from uqchat.estimators.base import Estimator, ModelFacts
-from uqchat.types import Risk, ScoredToken, Signals, TokenStep
+from uqchat.types import Risk, ScoredToken, Signals, StepSignals, TokenStep
 
 ALPHA_BASE, ALPHA_INSTRUCT = 0.2, 0.5
 TINY = 1e-300  # keeps the logarithm finite where a probability has underflowed
@@ -120,10 +121,17 @@ class Rauq(Estimator):
             return
         if step.signals is None or step.signals.attention is None:
             raise InputError("RAUQ needs attention weights, which this model did not give.")
-        weights = step.signals.attention[:, :, 1].double().cpu().numpy()  # (layers, H)
+        weights = self._own_layers(step.signals)[:, :, 1].double().cpu().numpy()  # (layers, H)
         state.attention.append(weights)
         state.sums = weights if state.sums is None else state.sums + weights
         self._extend(state)
+
+    def _own_layers(self, signals: StepSignals) -> torch.Tensor:
+        """Another estimator may have asked for more layers."""
+        own = self.needs.attention_layers
+        if own is None or tuple(own) == tuple(signals.attention_layers):
+            return signals.attention
+        return signals.attention[[signals.attention_layers.index(layer) for layer in own]]
 
     def _extend(self, state: RauqState) -> None:
         heads = state.sums.argmax(axis=1).tolist()

@@ -37,6 +37,7 @@ def load_head(
     *,
     allow_mismatch: bool = False,
     token: str | None = None,
+    source: str | None = None,
 ) -> UncertaintyHead:
     """A head from a folder or the Hub, bound to a model.
 
@@ -50,6 +51,7 @@ def load_head(
             "layers".
         allow_mismatch: load a head of ours though it was trained for another base model of the same dimensions.
         token: of the Hub, for a gated or private head.
+        source: what the head is called, and what a stored verdict is found by, when a folder holds a copy from the Hub.
 
     Raises:
         UqchatError: no such head, a damaged or hostile file, an unknown setting, a base model that does not fit.
@@ -57,7 +59,7 @@ def load_head(
     _check_choice("layout", layout, LAYOUTS)
     _check_choice("hidden_index", hidden_index, HIDDEN_INDEXES)
     base = model if isinstance(model, PreTrainedModel) else model.model
-    folder = Path(path_or_id).expanduser()
+    folder, source = Path(path_or_id).expanduser(), source or str(path_or_id)
     if not folder.is_dir():
         if folder.exists():
             raise HeadError(f"{path_or_id} is a file; give the folder of a head, or a Hub id.")
@@ -67,16 +69,16 @@ def load_head(
         config = replace(config, layout=layout or config.layout, hidden_index=hidden_index or config.hidden_index)
         if not allow_mismatch:
             check_origin(info, model, "head")
-        return assemble(config, weights, base, source=str(path_or_id), info=info)
+        return assemble(config, weights, base, source=source, info=info)
     config, weights = luh_format.read_luh(folder)
-    verdict = read_verdict(folder, str(path_or_id))
+    verdict = read_verdict(folder, source)
     config = replace(
         config,
         layout=layout or (verdict.layout if verdict else "current"),
         hidden_index=hidden_index or (verdict.hidden_index if verdict else "layers"),
     )
-    notes = _doubts(config, verdict, layout, hidden_index) + _name_doubt(str(path_or_id), base)
-    return assemble(config, weights, base, source=str(path_or_id), notes=notes)
+    notes = _doubts(config, verdict, layout, hidden_index) + _name_doubt(source, base)
+    return assemble(config, weights, base, source=source, notes=notes)
 
 
 def save_head(head: UncertaintyHead, folder: str | Path, format: str = "own") -> None:

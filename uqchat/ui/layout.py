@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from uqchat.config import AppConfig
-from uqchat.estimators import ESTIMATORS
+from uqchat.estimators import ESTIMATOR_NAMES, ESTIMATORS
 from uqchat.render import RiskView, inspector_html, legend_html
 from uqchat.ui.help import HELP_HTML
 from uqchat.ui.panels import (
@@ -212,7 +212,7 @@ def _right(config: AppConfig, models: Sequence[tuple[str, str]]) -> dict[str, ob
         with gr.Tab("Settings", id="settings"):
             settings = build_settings()
             listed = gr.CheckboxGroup(
-                names, value=[name for _, name in names], label="Estimators to list", elem_id="uq-listed"
+                names, value=list(ESTIMATOR_NAMES), label="Estimators to list", elem_id="uq-listed"
             )
             reset = gr.Button("Reset to defaults", size="sm", elem_id="uq-reset")
         with gr.Tab("Model", id="model", visible=config.allow_model_switch):
