@@ -19,6 +19,7 @@ ESTIMATORS: tuple[type[Estimator], ...] = (Entropy, MaxProb, Margin, Rauq, Lookb
 """Those that work with any model, without training."""
 TRAINED: tuple[type[Estimator], ...] = (
     UqHead,
+    Probe,
     QueryEstimator,
 )
 """Those that are read from a folder, see `uqchat.artifacts`."""
