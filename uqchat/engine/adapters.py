@@ -62,6 +62,7 @@ class AdapterSet:
         self.model = model
         self._modules = dict(model.named_modules())
         self._adapters: dict[str, dict[str, LowRank | Dense]] = {}
+        self.version = 0  # another one whenever adapters come or go
         self._plans: OrderedDict[tuple[str | None, ...], dict[str, RowDeltas]] = OrderedDict()
 
     @property
@@ -84,6 +85,7 @@ class AdapterSet:
         self._adapters[adapter.name] = {
             name: self._prepare(self._modules[name], delta) for name, delta in adapter.deltas.items()
         }
+        self.version += 1
 
     def remove(self, name: str) -> None:
         """Forget an adapter and the memory it takes.
@@ -93,6 +95,7 @@ class AdapterSet:
         """
         self._require(name)
         del self._adapters[name]
+        self.version += 1
         for names in [names for names in self._plans if name in names]:
             del self._plans[names]
 
@@ -113,8 +116,17 @@ class AdapterSet:
             for handle in handles:
                 handle.remove()
 
+    def deltas_of(self, name: str) -> dict[str, LowRank | Dense]:
+        """An adapter's deltas by layer, ready to be computed with: any scale is part of `b`.
+
+        Raises:
+            InputError: there is none of this name.
+        """
+        self._require(name)
+        return self._adapters[name]
+
     def deltas(self, names: Sequence[str | None]) -> dict[str, RowDeltas]:
-        """What the rows add to each layer that any of them changes; for a forward that does not call the layers."""
+        """What the rows add to each layer that any of them changes."""
         key = tuple(names)
         if not any(name is not None for name in key):
             return {}
@@ -129,13 +141,12 @@ class AdapterSet:
         rows: dict[str, list[int]] = {}
         for row, name in enumerate(names):
             if name is not None:
-                self._require(name)
                 rows.setdefault(name, []).append(row)
         layers: dict[str, list[tuple[LowRank | Dense, list[int]]]] = {}
         for name, its_rows in rows.items():
-            for layer, delta in self._adapters[name].items():
+            for layer, delta in self.deltas_of(name).items():
                 layers.setdefault(layer, []).append((delta, its_rows))
-        return {layer: _row_deltas(layer, len(names), users) for layer, users in layers.items()}
+        return {layer: row_deltas_of(layer, len(names), users) for layer, users in layers.items()}
 
     def _prepare(self, layer: nn.Module, delta: LowRank | Dense) -> LowRank | Dense:
         device, dtype = _place_of(layer, self.model)
@@ -200,8 +211,12 @@ def _place_of(layer: nn.Module, model: PreTrainedModel) -> tuple[torch.device, t
     return device, weight.dtype if is_plain else model.dtype
 
 
-def _row_deltas(layer: str, num_rows: int, users: list[tuple[LowRank | Dense, list[int]]]) -> RowDeltas:
-    """Group what can be multiplied in one go: deltas of one kind that are used by equally many rows."""
+def row_deltas_of(layer: str, num_rows: int, users: list[tuple[LowRank | Dense, list[int]]]) -> RowDeltas:
+    """Group what can be multiplied in one go: deltas of one kind that are used by equally many rows.
+
+    Args:
+        users: prepared deltas, and the rows of the batch that use each.
+    """
     groups: dict[tuple[type, int], list[tuple[LowRank | Dense, list[int]]]] = {}
     for delta, rows in users:
         groups.setdefault((type(delta), len(rows)), []).append((delta, rows))

@@ -43,6 +43,36 @@ class AttentionWindow:
     on_prompt: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> (B, H, R), float32
     _near: dict[tuple[int, int | None, int], Near] = field(default_factory=dict)
 
+    def is_wanted(self, layer: int) -> bool:
+        """Whether this layer is to be recorded."""
+        return self.layers is None or layer in self.layers
+
+    def record(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        lse: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        scale: float,
+        sliding: int | None = None,
+    ) -> None:
+        """Take what is wanted of one layer's attention.
+
+        Args:
+            query: (B, H, Q, D). key: (B, Hkv, K, D). lse: (B, H, Q), None where no kernel gave it.
+            mask: (B or 1, 1, Q, K), bool or additive; None is causal.
+        """
+        if not self.is_wanted(layer):
+            return
+        wanted = query[:, :, -self.rows :]
+        lse = log_sum_exp(wanted, key, mask, scale) if lse is None else lse[:, :, -self.rows :]
+        if self.lags:
+            near = self.near(wanted, key, mask, sliding)
+            self.weights[layer] = window_weights(wanted, key, lse, near, scale)
+        if self.prompt_lengths is not None:
+            self.on_prompt[layer] = weight_on_prompt(wanted, key, lse, self.prompt_lengths, scale, mask)
+
     def near(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, sliding: int | None) -> Near:
         """`near_keys` of a layer; found once for all layers that see the same keys."""
         kind = (key.shape[2], sliding, id(mask))
@@ -68,7 +98,7 @@ def attend(
         query: (B, H, Q, D). key, value: (B, Hkv, K, D). attention_mask: None (causal) or (B or 1, 1, Q, K).
     """
     window = attention_window
-    is_recorded = window is not None and (window.layers is None or module.layer_idx in window.layers)
+    is_recorded = window is not None and window.is_wanted(module.layer_idx)
     is_folded = attention_mask is not None and query.shape[2] > 1  # transformers would repeat the keys
     if not (is_recorded or is_folded):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
@@ -78,17 +108,8 @@ def attend(
         out = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)[0]
     else:
         out = out.transpose(1, 2).contiguous()
-    if window is None or not is_recorded:
-        return out, None
-    wanted = query[:, :, -window.rows :]
-    lse = log_sum_exp(wanted, key, attention_mask, scale) if lse is None else lse[:, :, -window.rows :]
-    if window.lags:
-        near = window.near(wanted, key, attention_mask, kwargs.get("sliding_window"))
-        window.weights[module.layer_idx] = window_weights(wanted, key, lse, near, scale)
-    if window.prompt_lengths is not None:
-        window.on_prompt[module.layer_idx] = weight_on_prompt(
-            wanted, key, lse, window.prompt_lengths, scale, attention_mask
-        )
+    if window is not None and is_recorded:
+        window.record(module.layer_idx, query, key, lse, attention_mask, scale, kwargs.get("sliding_window"))
     return out, None
 
 
@@ -105,16 +126,17 @@ def _fused(
     if length == 1 or mask is not None:  # fold the group into query rows: the keys are read once, not repeated
         folded = query.reshape(batch, key.shape[1], groups * length, size)
         mask = mask if mask is None else mask.repeat(1, 1, groups, 1)
-        out, lse = _flash(folded, key, value, False, mask, scale)
+        out, lse = flash(folded, key, value, False, mask, scale)
     else:
         repeated = (states.repeat_interleave(groups, dim=1) for states in (key, value)) if groups > 1 else (key, value)
-        out, lse = _flash(query, *repeated, True, None, scale)
+        out, lse = flash(query, *repeated, True, None, scale)
     return out.reshape(batch, heads, length, size), lse.reshape(batch, heads, length)
 
 
-def _flash(
+def flash(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, mask: torch.Tensor | None, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """The CPU's fused kernel: output (B, H, Q, D) and log-sum-exp (B, H, Q), natural logarithm, float32."""
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, causal, attn_mask=mask, scale=scale
     )

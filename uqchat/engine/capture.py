@@ -91,12 +91,7 @@ def capturing(model: PreTrainedModel, capture: Capture | None, is_masked: bool =
     if is_ours:
         config._attn_implementation_internal = NAME
     if capture and capture.signals.has_attention:
-        wanted = capture.signals.attention_layers
-        layers = None if wanted is None else frozenset(wanted)
-        capture.window = AttentionWindow(capture.signals.attention_lags, capture.rows, capture.positions, layers)
-        if capture.signals.prompt_attention:
-            capture.window.prompt_lengths = torch.tensor(capture.prompt_lengths, device=model.device)
-        extra["attention_window"] = capture.window
+        extra["attention_window"] = capture.window = new_window(model, capture)
         config._attn_implementation_internal = NAME
     try:
         yield extra
@@ -104,6 +99,18 @@ def capturing(model: PreTrainedModel, capture: Capture | None, is_masked: bool =
         config._attn_implementation_internal = before
         for handle in handles:
             handle.remove()
+
+
+def new_window(model: PreTrainedModel, capture: Capture) -> AttentionWindow | None:
+    """An empty record of what the capture wants of a forward's attention; None when it wants nothing."""
+    signals = capture.signals
+    if not signals.has_attention:
+        return None
+    layers = None if signals.attention_layers is None else frozenset(signals.attention_layers)
+    window = AttentionWindow(signals.attention_lags, capture.rows, capture.positions, layers)
+    if signals.prompt_attention:
+        window.prompt_lengths = torch.tensor(capture.prompt_lengths, device=model.device)
+    return window
 
 
 def _hook_hidden(model: PreTrainedModel, capture: Capture) -> list[Any]:

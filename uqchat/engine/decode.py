@@ -19,8 +19,9 @@ from transformers import PreTrainedModel
 from uqchat.engine.adapters import AdapterSet
 from uqchat.engine.backend import Event, FinishEvent, Request, StepEvent
 from uqchat.engine.capture import available_signals
+from uqchat.engine.choose_forward import Choice, choose_forward
 from uqchat.engine.failure import explain, is_out_of_memory
-from uqchat.engine.forward import Forward, make_forward
+from uqchat.engine.forward import Forward
 from uqchat.engine.lineup import Lineup
 from uqchat.engine.memory import check_memory, free_memory
 from uqchat.engine.row_signals import capture_for, keep_prompt, signals_of
@@ -43,6 +44,7 @@ class Engine:
     Not thread-safe and needs no thread: one owner calls `add`, `step` and `remove`, or drains `stream`.
 
     Args:
+        forward: runs the model; None chooses, and `forward_note` says which and why.
         memory: bytes that keys and values may take, at most a quarter of it for saved prefixes; None takes 80 % of
             what is free now.
     """
@@ -51,7 +53,8 @@ class Engine:
         self, model: PreTrainedModel, tokenizer: Any, forward: Forward | None = None, memory: int | None = None
     ) -> None:
         self.model = model
-        self.forward = forward or make_forward(model)
+        chosen = Choice(forward, "The forward that was given.") if forward else choose_forward(model)
+        self.forward, self.forward_note = chosen.forward, chosen.note
         self.vocabulary = Vocabulary(tokenizer, end_ids_of(model, tokenizer))
         self.tags = find_reasoning_tags(getattr(tokenizer, "chat_template", None), tokenizer.get_vocab())
         self.lineup = Lineup(self.forward, free_memory(model.device) * 4 // 5 if memory is None else memory)
@@ -292,4 +295,4 @@ class Engine:
         return events
 
     def _adapted(self, rows: Sequence[Row]) -> AbstractContextManager[None]:
-        return self.adapters.rows([row.request.adapter for row in rows])
+        return self.forward.adapted(self.adapters, [row.request.adapter for row in rows])

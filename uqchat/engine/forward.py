@@ -1,14 +1,15 @@
 """The model's forward under the decode loop: ids in, raw logits out, keys and values kept by place.
 
-Two ways, one interface: `BatchedForward` runs all decoding rows in one forward of any model whose layers attend to
-keys (all of them or a sliding window); `SequentialForward` runs row after row with the model's own cache, for
-architectures whose state cannot be shared.
+Here are two of three ways behind one interface: `BatchedForward` runs all decoding rows in one forward of any model
+whose layers attend to keys (all of them or a sliding window); `SequentialForward` runs row after row with the model's
+own cache, for architectures whose state cannot be shared. The third, `FastForward`, has a module of its own.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from typing import Protocol
 
@@ -16,6 +17,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from uqchat.engine.adapters import AdapterSet
 from uqchat.engine.cache import KeysAndValues, Place, RowCache
 from uqchat.engine.capture import Capture, capturing
 
@@ -45,6 +47,13 @@ class Forward(Protocol):
     def decode(self, lengths: Sequence[int], ids: torch.Tensor, capture: Capture | None = None) -> torch.Tensor:
         """One id, (n,), for each of the first n places, which hold `lengths` positions; returns logits (n, V)."""
 
+    def adapted(self, adapters: AdapterSet, names: Sequence[str | None]) -> AbstractContextManager[None]:
+        """During a forward inside, row i of it uses the adapter names[i]; None is the plain model.
+
+        Raises:
+            InputError: an unknown name.
+        """
+
     def copy(self, source: int, target: int, length: int) -> None:
         """Put a copy of a row's first `length` positions to another place."""
 
@@ -62,11 +71,6 @@ class Forward(Protocol):
 
     def release(self) -> None:
         """Free all rows."""
-
-
-def make_forward(model: PreTrainedModel) -> Forward:
-    """The batched forward where every layer keeps plain keys and values, else the sequential one."""
-    return BatchedForward(model) if is_batchable(model) else SequentialForward(model)
 
 
 def is_batchable(model: PreTrainedModel) -> bool:
@@ -129,6 +133,10 @@ class BatchedForward:
             capture.positions = positions
         mask = self._mask(positions, max(lengths) + 1, is_needed=min(lengths) != max(lengths))
         return self._run(ids[:, None], positions, mask, 1, capture)[:, -1]
+
+    def adapted(self, adapters: AdapterSet, names: Sequence[str | None]) -> AbstractContextManager[None]:
+        """See `Forward.adapted`."""
+        return adapters.rows(names)
 
     def copy(self, source: int, target: int, length: int) -> None:
         """See `Forward.copy`."""
@@ -232,6 +240,10 @@ class SequentialForward:
             capture.hidden = {layer: torch.cat([h[layer] for h in hidden]) for layer in hidden[0]}
             capture.input_ids = ids[:, None]
         return torch.cat(parts)
+
+    def adapted(self, adapters: AdapterSet, names: Sequence[str | None]) -> AbstractContextManager[None]:
+        """See `Forward.adapted`."""
+        return adapters.rows(names)
 
     def copy(self, source: int, target: int, length: int) -> None:
         """See `Forward.copy`."""

@@ -1,0 +1,131 @@
+"""Our own forward for models of the Llama family: fewer and larger products than the model's code. Knows no estimator.
+
+RMSNorm, rotary positions by the model's own module (so in every variant of scaling), grouped-query attention and a
+gated MLP, with optional biases and query and key norms: Llama, Mistral, Qwen 2 to 3, SmolLM. It keeps rows, gives
+signals and applies adapters as `BatchedForward` does, over the same weights. It is used where a check at load time
+finds that both say the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from uqchat.engine.adapters import AdapterSet
+from uqchat.engine.capture import Capture, new_window
+from uqchat.engine.fast_attention import attend
+from uqchat.engine.fast_weights import Block, FastWeights, Projection
+from uqchat.engine.forward import BatchedForward, Mask
+from uqchat.engine.fused_deltas import FusedDeltas, FusedPlans
+
+Rotation = tuple[Tensor, Tensor]  # cos and signed sin, (B, T, 1, D)
+
+
+class FastForward(BatchedForward):
+    """See `Forward`.
+
+    Raises:
+        ValueError: the model is not of the family; the text is the reason.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self.weights = FastWeights(model)
+        self._plans = FusedPlans([projection.parts for projection in self.weights.projections])
+        self._deltas: dict[str, FusedDeltas] = {}
+
+    @contextmanager
+    def adapted(self, adapters: AdapterSet, names: Sequence[str | None]) -> Iterator[None]:
+        """See `Forward.adapted`."""
+        self._deltas = self._plans.of(adapters, names)
+        try:
+            yield
+        finally:
+            self._deltas = {}
+
+    def _run(
+        self, input_ids: Tensor, positions: Tensor, mask: Mask, keep: int | Tensor, capture: Capture | None
+    ) -> Tensor:
+        weights = self.weights
+        masks = {kind: self._additive(each) for kind, each in _by_kind(mask).items()}
+        if capture is not None:
+            capture.input_ids = input_ids[:, -capture.rows :]
+            capture.window = new_window(self.model, capture)
+        x = weights.embedding(input_ids)  # (B, T, size)
+        rotation = self._rotation(x, positions)
+        for index, block in enumerate(weights.blocks):
+            _keep(capture, index, x)
+            x = x + self._attention(index, block, x, rotation, masks.get(block.kind), capture)
+            x = x + self._mlp(block, x)
+        final = len(weights.blocks)
+        if capture is not None and final in capture.signals.hidden_layers:
+            x = weights.norm(x)
+            _keep(capture, final, x)
+            x = _kept(x, keep)
+        else:
+            x = weights.norm(_kept(x, keep))
+        return self._project(weights.head, x)
+
+    def _attention(
+        self, index: int, block: Block, x: Tensor, rotation: Rotation, mask: Tensor | None, capture: Capture | None
+    ) -> Tensor:
+        weights, (batch, length, _) = self.weights, x.shape
+        heads, kv_heads = weights.num_heads, weights.num_kv_heads
+        states = self._project(block.qkv, block.before_attention(x)).view(batch, length, -1, weights.head_dim)
+        if block.query_norm is None or block.key_norm is None:
+            turned = _rotated(states[:, :, : heads + kv_heads], rotation)
+            query, key = turned[:, :, :heads], turned[:, :, heads:]
+        else:
+            query = _rotated(block.query_norm(states[:, :, :heads]), rotation)
+            key = _rotated(block.key_norm(states[:, :, heads : heads + kv_heads]), rotation)
+        value = states[:, :, heads + kv_heads :]
+        keys, values = self.cache.layers[index].update(key.transpose(1, 2), value.transpose(1, 2))
+        out, lse = attend(query, keys, values, mask, weights.scale)
+        if capture is not None and capture.window is not None:
+            capture.window.record(index, query.transpose(1, 2), keys, lse, mask, weights.scale)
+        return self._project(block.out, out)
+
+    def _mlp(self, block: Block, x: Tensor) -> Tensor:
+        gate, up = self._project(block.gate_up, block.before_mlp(x)).chunk(2, dim=-1)
+        return self._project(block.down, block.activation(gate) * up)
+
+    def _project(self, projection: Projection, x: Tensor) -> Tensor:
+        """x: (B, T, in) -> (B, T, out), with what each row's adapter adds."""
+        y = projection(x.flatten(0, 1)).view(*x.shape[:2], -1)
+        deltas = self._deltas.get(projection.name)
+        if deltas is not None:
+            deltas.add_to(x, y)
+        return y
+
+    def _rotation(self, x: Tensor, positions: Tensor) -> Rotation:
+        cos, sin = self.weights.rotary(x, positions)  # (B, T, D)
+        half = sin.shape[-1] // 2
+        return cos[:, :, None], torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)[:, :, None]
+
+    def _additive(self, mask: Tensor | None) -> Tensor | None:
+        if mask is None:
+            return None
+        return torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+
+
+def _rotated(states: Tensor, rotation: Rotation) -> Tensor:
+    """(B, T, heads, D), each half of D turned into the other (Su et al. 2021, RoFormer, equation 34)."""
+    cos, sin = rotation
+    return torch.addcmul(states * cos, states.roll(states.shape[-1] // 2, dims=-1), sin)
+
+
+def _by_kind(mask: Mask) -> dict[str, Tensor | None]:
+    return mask if isinstance(mask, dict) else dict.fromkeys(("full_attention", "sliding_attention"), mask)
+
+
+def _keep(capture: Capture | None, layer: int, x: Tensor) -> None:
+    if capture is not None and layer in capture.signals.hidden_layers:
+        capture.hidden[layer] = x[:, -capture.rows :]
+
+
+def _kept(x: Tensor, keep: int | Tensor) -> Tensor:
+    return x[:, -keep:] if isinstance(keep, int) else x[:, keep]
