@@ -91,6 +91,10 @@ class AppConfig(BaseSettings):
         default_factory=lambda: Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local/share")) / "uqchat",
         description="Folder for the database and the generated secret.",
     )
+    policies_dir: Path = Field(
+        default_factory=lambda data: data["data_dir"] / "policies",
+        description="Folder for the thresholds that chats can be made to obey.",
+    )
     db: str = Field("", description="SQLAlchemy URL of the database; empty is `uqchat.db` in the data folder.")
     history: bool = Field(True, description="Whether chats are kept; off, nothing is written to disk.")
     secret: str = Field("", description="Encrypts the browser's user id; empty generates one into the data folder.")

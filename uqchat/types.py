@@ -255,6 +255,39 @@ class Timings:
     total: float = 0.0
 
 
+Outcome = Literal["answered", "marked", "declined", "stopped", "trimmed", "handed_over", "cannot_judge"]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a policy made of an answer; see `uqchat.policy`. `risk` is the answer's by `estimator`, None if unknown."""
+
+    outcome: Outcome
+    policy: str
+    version: int
+    action: str
+    estimator: str
+    threshold: float
+    risk: float | None
+    reason: str
+    """One sentence for the reader."""
+    basis: str = ""
+    """One sentence: what is promised and where the threshold comes from."""
+    tries: int = 1
+    """Answers that were written until this one was chosen."""
+    extra_tokens: int = 0
+    """Tokens that were written besides those of the answer that is shown."""
+    hidden: tuple[Span, ...] = ()
+    """Characters [start, end) of the text that were too risky to show."""
+    answered_by: str = ""
+    """The second model, where it answered."""
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether the answer is only shown when the reader asks for it."""
+        return self.outcome == "declined"
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A finished answer. Token texts joined give `text`; `risks` and `summaries` follow the estimators' order.
@@ -275,6 +308,8 @@ class Answer:
     """By estimator: why its values are no probabilities of error here, though it is calibrated."""
     failures: dict[str, str] = field(default_factory=dict)
     """By estimator: why it could not finish, where that did not end the answer."""
+    decision: Decision | None = None
+    """What the policy that was asked for made of it."""
 
     def to_json(self) -> dict[str, Any]:
         """The answer as plain dicts and lists, ready for `json.dumps`."""
