@@ -29,9 +29,9 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("evaluation", "evaluation_*"),
     ),
     (("__init__", "language_model", "answering"),),
-    (("scoring",), ("selective",), ("artifacts",), ("head_check",), ("policy", "policy_*")),
+    (("scoring", "scoring_*"), ("selective",), ("artifacts",), ("head_check",), ("policy", "policy_*")),
     (("estimators", "estimators.*"),),
-    (("engine", "engine.*"), ("heads", "heads.*"), ("calibration",)),
+    (("engine", "engine.*"), ("heads", "heads.*"), ("calibration", "calibration_*", "scope")),
     (("features", "features_*"),),
     (
         (
