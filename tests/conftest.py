@@ -27,9 +27,10 @@ for name in [name for name in os.environ if name.startswith("UQCHAT_") and name 
 
 @pytest.fixture(autouse=True)
 def private_data_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No test reads or writes the user's database or secret."""
+    """No test reads or writes the user's database, secret or estimators."""
     folder = tmp_path_factory.mktemp("data")
     monkeypatch.setenv("UQCHAT_DATA_DIR", str(folder))
+    monkeypatch.setenv("UQCHAT_ESTIMATORS_DIR", str(folder / "estimators"))
     return folder
 
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 import difflib
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from uqchat.artifact_files import CARD, CONFIG, WEIGHTS, read_json, require
+from uqchat.calibration import FILE as CALIBRATION
+from uqchat.calibration import Calibrations, read_calibrations
 from uqchat.config import read_config
 from uqchat.errors import UqchatError
 from uqchat.estimators import ESTIMATORS, TRAINED, Estimator
@@ -27,7 +29,6 @@ from uqchat.origin import ArtifactError, Origin, check_origin, read_origin
 from uqchat.paths import ASSETS
 from uqchat.types import Level
 
-CALIBRATION = "calibration.json"
 EMBEDDED_SLUG = "smollm2-135m-instruct"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 NAME = re.compile(r"[\w.-]+")  # of a folder in the roots
@@ -60,6 +61,8 @@ class EstimatorChoice:
     refusal: str | None = None
     card: str | None = None
     notes: tuple[str, ...] = ()
+    calibration: str | None = None
+    """Name of the scope in which its values are probabilities of error; None: it is not calibrated."""
 
 
 def slug_of(model: Any) -> str:
@@ -150,11 +153,12 @@ class Shelf:
     def open(self, name: str, *, allow_mismatch: bool = False) -> Estimator:
         """A fresh one, see `open_estimator`."""
         if name in UNTRAINED:
-            return UNTRAINED[name]().for_model(facts_of(self._model))
+            return self._calibrated(UNTRAINED[name]().for_model(facts_of(self._model)), self._calibration_files(name))
         folder = self.locate(name)
         if self._model.model is None:
             raise ArtifactError(f"{name} reads the model's inside, and {self._model.name} is not on this machine.")
-        return kind_of(folder).from_folder(folder, self._model, name, allow_mismatch=allow_mismatch)
+        made = kind_of(folder).from_folder(folder, self._model, name, allow_mismatch=allow_mismatch)
+        return self._calibrated(made, [folder / CALIBRATION])
 
     def locate(self, name: str) -> Path:
         """The folder that a trained estimator's name stands for; a Hub id is fetched. Raises as `open_estimator`."""
@@ -207,7 +211,30 @@ class Shelf:
                 raise
             return EstimatorChoice(name, kind.label, kind.level, kind.unit, kind.value_map, str(error), card)
         card = card if card or name in UNTRAINED else _text_of(self.locate(name) / CARD) or one.card
-        return EstimatorChoice(name, one.label, one.level, one.unit, one.value_map, None, card, one.notes)
+        return EstimatorChoice(
+            name, one.label, one.level, one.unit, one.value_map, None, card, one.notes, _scope_name(one.calibrations)
+        )
+
+    def _calibration_files(self, name: str) -> list[Path]:
+        """Where an untrained estimator's calibration may lie, whatever the model."""
+        return [path for root in roots() for path in sorted(root.glob(f"*/{name}/{CALIBRATION}"))]
+
+    def _calibrated(self, estimator: Estimator, files: Sequence[Path]) -> Estimator:
+        """The estimator with the first calibration that was fitted on this model; a damaged one becomes a note."""
+        for path in files:
+            try:
+                found = read_calibrations(path.parent)
+            except UqchatError as error:
+                estimator.notes = (*estimator.notes, f"It is not calibrated: {error}")
+                continue
+            if found is not None and self._fits(found):
+                estimator.calibrations = found
+                break
+        return estimator
+
+    def _fits(self, calibrations: Calibrations) -> bool:
+        named = [one.scope.weights_fingerprint for one in (calibrations.token, calibrations.answer) if one is not None]
+        return all(name in (None, self.fingerprint) for name in named)
 
     def _is_mine(self, origin: Origin) -> bool:
         return self.fingerprint is not None and origin.weights_fingerprint == self.fingerprint
@@ -220,9 +247,10 @@ class Shelf:
     def _stamp(self, name: str) -> Stamp:
         """Names, times and sizes of the files behind a name; empty for what has none."""
         if name in UNTRAINED:
-            return ()
-        files = [path for path in sorted(self.locate(name).iterdir()) if path.is_file()]
-        return tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+            files = self._calibration_files(name)
+        else:
+            files = [path for path in sorted(self.locate(name).iterdir()) if path.is_file()]
+        return tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files)
 
     def _unknown(self, name: str) -> ArtifactError:
         known = [*UNTRAINED, *(info.name for info in self.artifacts())]
@@ -248,6 +276,11 @@ def _folders(name: str = "*") -> Iterator[Path]:
 
 def _origin(folder: Path) -> Origin:
     return read_origin(require(read_json(folder / CONFIG), "info", dict))
+
+
+def _scope_name(calibrations: Calibrations | None) -> str | None:
+    both = (calibrations.answer, calibrations.token) if calibrations else ()
+    return next((one.scope.name for one in both if one is not None), None)
 
 
 def _text_of(path: Path) -> str | None:

@@ -341,6 +341,7 @@ class LanguageModel:
             prompt_tokens=len(prompt.ids),
             dropped_messages=prompt.dropped_messages,
             timings=end.timings,
+            outside_scope=scorer.outside_scope,
             failures=more.failures if more else {},
         )
 

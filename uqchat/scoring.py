@@ -10,6 +10,7 @@ from typing import Any
 
 from uqchat.errors import InputError
 from uqchat.estimators.base import AnswerContext, Estimator, FollowUp
+from uqchat.scoring_scope import AnswerCalibration, scope_signals
 from uqchat.types import Risk, ScoredToken, Signals, Summary, TokenStep
 
 
@@ -33,6 +34,8 @@ def signals_for(estimators: Iterable[Estimator], available: Signals) -> Signals:
         if reason:
             raise InputError(reason)
         needed |= estimator.needs
+        scope = scope_signals(estimator.calibrations)
+        needed |= Signals() if scope.missing(available) else scope  # without it the scope is unknown, the score is not
     return needed
 
 
@@ -48,20 +51,39 @@ class Scorer:
         self.context = context
         self.tokens: list[ScoredToken] = []
         self._states: list[Any] = [estimator.new_state() for estimator in estimators]
+        generation = None if context is None else context.generation
+        self._calibrated = [AnswerCalibration(one.calibrations, generation) for one in estimators]
         if context is not None:
             for estimator, state in self._pairs():
                 estimator.begin(context, state)
 
+    @property
+    def outside_scope(self) -> dict[str, str]:
+        """By estimator: why its values are no probabilities of error here, though it is calibrated."""
+        found = {one.name: kept.outside for one, kept in zip(self.estimators, self._calibrated, strict=True)}
+        return {name: reason for name, reason in found.items() if reason}
+
     def push(self, step: TokenStep | ScoredToken) -> list[ScoredToken]:
         """The new token, scored; before it, any earlier tokens whose risks this step has revised."""
-        found = [(one.name, one.score_token(step, state)) for one, state in self._pairs()]
+        found = []
+        for number, (estimator, state) in enumerate(self._pairs()):
+            self._calibrated[number].see(step)
+            risks = estimator.score_token(step, state)
+            is_kept = isinstance(step, ScoredToken) and risks.get(step.index) == step.risks.get(estimator.name)
+            found.append((estimator.name, risks if is_kept else self._calibrated[number].of_tokens(risks)))
         self.tokens.append(as_scored(step, {name: risks[step.index] for name, risks in found if step.index in risks}))
         earlier = [(name, {i: risk for i, risk in risks.items() if i != step.index}) for name, risks in found]
         return self._revise(earlier) + self.tokens[-1:]
 
     def finish(self) -> list[ScoredToken]:
         """The answer is whole, or was stopped: tokens whose risks change once more."""
-        return self._revise([(one.name, one.finish(state)) for one, state in self._pairs()])
+        changed = {}
+        for number, (estimator, state) in enumerate(self._pairs()):
+            calibrated = self._calibrated[number]
+            revised = calibrated.of_tokens(estimator.finish(state))
+            risks = calibrated.settle(self.tokens, estimator.name) | revised
+            changed |= {token.index: token for token in self._revise([(estimator.name, risks)])}
+        return [self.tokens[index] for index in sorted(changed)]
 
     def follow_ups(self) -> list[list[FollowUp]]:
         """What each estimator wants read now that the answer is whole."""
@@ -72,7 +94,8 @@ class Scorer:
     def take_replies(self, number: int, replies: list[TokenStep]) -> list[ScoredToken]:
         """Hand an estimator, by its place in the list, the steps that it asked for; gives tokens whose risks change."""
         estimator = self.estimators[number]
-        return self._revise([(estimator.name, estimator.take_replies(replies, self._states[number]))])
+        risks = estimator.take_replies(replies, self._states[number])
+        return self._revise([(estimator.name, self._calibrated[number].of_tokens(risks))])
 
     def _pairs(self) -> Iterator[tuple[Estimator, Any]]:
         return zip(self.estimators, self._states, strict=True)
@@ -89,11 +112,12 @@ class Scorer:
     def answer_scores(self) -> tuple[dict[str, Risk], dict[str, Summary]]:
         """Per estimator: the answer's risk, and mean, max and sum of its raw scores."""
         risks, summaries = {}, {}
-        for estimator, state in self._pairs():
+        for number, (estimator, state) in enumerate(self._pairs()):
             own = estimator.score_answer(self.tokens, state)
             found = own or mean_over_tokens(self.tokens, estimator.name)
             if found is not None:
-                risks[estimator.name], summaries[estimator.name] = found
+                risks[estimator.name] = self._calibrated[number].of_answer(found[0])
+                summaries[estimator.name] = found[1]
         return risks, summaries
 
 
@@ -116,15 +140,17 @@ def as_scored(step: TokenStep | ScoredToken, risks: dict[str, Risk]) -> ScoredTo
 def mean_over_tokens(tokens: Sequence[ScoredToken], name: str) -> tuple[Risk, Summary] | None:
     """Mean risk over the answer's tokens, end token and reasoning left out, and the summary of the raw scores.
 
-    An answer that has nothing else (say, only its end token) is judged by all its tokens; None if it has no token.
+    An answer that has nothing else (say, only its end token) is judged by all its tokens; None if it has no token. A
+    mean of tokens' probabilities is not the probability that the answer is wrong, so it names no calibration, unless
+    all of them have the same risk.
     """
     scored = [t for t in tokens if name in t.risks]
     counted = [t.risks[name] for t in scored if not (t.is_end or t.is_reasoning)] or [t.risks[name] for t in scored]
     if not counted:
         return None
     raws = [risk.raw for risk in counted]
-    scopes = {risk.calibration for risk in counted}
-    mean = Risk(fmean(r.value for r in counted), fmean(raws), scopes.pop() if len(scopes) == 1 else None)
+    is_one = len(set(counted)) == 1
+    mean = counted[0] if is_one else Risk(fmean(r.value for r in counted), fmean(raws))
     return mean, Summary(mean.raw, max(raws), math.fsum(raws))
 
 
