@@ -13,7 +13,10 @@ from collections.abc import Sequence
 from uqchat.errors import UqchatError
 
 # name -> module, what `--help` says of it
-TRAINERS: dict[str, tuple[str, str]] = {}
+TRAINERS: dict[str, tuple[str, str]] = {
+    "data": ("trainers.data", "questions to answers, labels and cached features"),
+    "probe": ("trainers.probe", "small networks on cached hidden states"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
