@@ -168,7 +168,7 @@ class AnswerRun:
             answer = self._drain()
             status = "cancelled" if answer.finish_reason == "cancelled" else "done"
             text = answer.text if answer.tokens else self._text
-            scores = AnswerScores(answer.risks, answer.outside_scope, answer.failures)
+            scores = AnswerScores(answer.risks, answer.outside_scope, answer.failures, answer.decision)
             final = _Final(text, answer.tokens, status, answer.finish_reason, None, answer.dropped_messages, scores)
         except UqchatError as error:
             final = self._failed(str(error))

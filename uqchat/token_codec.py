@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from threading import Lock
 from typing import Any
 
-from uqchat.types import Alternative, Risk, ScoredToken
+from uqchat.types import Alternative, Decision, Risk, ScoredToken
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,20 +23,28 @@ class AnswerScores:
     risks: dict[str, Risk] = field(default_factory=dict)
     outside_scope: dict[str, str] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    decision: Decision | None = None
 
 
 def encode_scores(scores: AnswerScores) -> str:
     """A JSON list; every bit of the numbers stays."""
     risks = {name: [risk.value, risk.raw, risk.calibration] for name, risk in scores.risks.items()}
-    return json.dumps([risks, scores.outside_scope, scores.failures], separators=(",", ":"))
+    decision = scores.decision and asdict(scores.decision)
+    return json.dumps([risks, scores.outside_scope, scores.failures, decision], separators=(",", ":"))
 
 
 def decode_scores(text: str | None) -> AnswerScores:
     """The scores that `encode_scores` was given; empty ones for None."""
     if text is None:
         return AnswerScores()
-    risks, outside_scope, failures = json.loads(text)
-    return AnswerScores({name: Risk(*risk) for name, risk in risks.items()}, outside_scope, failures)
+    risks, outside_scope, failures, *rest = json.loads(text)
+    found = {name: Risk(*risk) for name, risk in risks.items()}
+    return AnswerScores(found, outside_scope, failures, as_decision(rest[0]) if rest and rest[0] else None)
+
+
+def as_decision(data: Mapping[str, Any]) -> Decision:
+    """A decision from the fields that JSON keeps of it."""
+    return Decision(**{**data, "hidden": tuple((start, end) for start, end in data["hidden"])})
 
 
 def encode_tokens(tokens: Sequence[ScoredToken]) -> bytes:

@@ -15,8 +15,8 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, 
 
 from uqchat.store import ChatInfo, Label, StoredMessage
 from uqchat.store_records import MAX_TITLE_CHARS, storable
-from uqchat.token_codec import AnswerScores
-from uqchat.types import Alternative, FinishReason, Risk, Role, ScoredToken
+from uqchat.token_codec import AnswerScores, as_decision
+from uqchat.types import Alternative, FinishReason, Outcome, Risk, Role, ScoredToken
 
 FORMAT = "uqchat-chat"
 VERSION = 1
@@ -102,17 +102,37 @@ class TokenRecord(_Record):
         )
 
 
+class DecisionRecord(_Record):
+    """As `types.Decision`."""
+
+    outcome: Outcome
+    policy: Name
+    version: Count
+    action: Name
+    estimator: Name
+    threshold: Number
+    risk: Number | None
+    reason: Text
+    basis: Text = ""
+    tries: Count = 1
+    extra_tokens: Count = 0
+    hidden: tuple[tuple[Count, Count], ...] = ()
+    answered_by: Name = ""
+
+
 class ScoresRecord(_Record):
     """As `token_codec.AnswerScores`."""
 
     risks: dict[Name, RiskRecord] = {}
     outside_scope: dict[Name, Text] = {}
     failures: dict[Name, Text] = {}
+    decision: DecisionRecord | None = None
 
     def to_scores(self) -> AnswerScores:
         """The scores that the store keeps."""
         risks = {name: Risk(risk.value, risk.raw, risk.calibration) for name, risk in self.risks.items()}
-        return AnswerScores(risks, dict(self.outside_scope), dict(self.failures))
+        decision = self.decision and as_decision(self.decision.model_dump())
+        return AnswerScores(risks, dict(self.outside_scope), dict(self.failures), decision)
 
 
 class LabelRecord(_Record):
