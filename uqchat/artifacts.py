@@ -31,7 +31,7 @@ from uqchat.types import Level
 
 EMBEDDED_SLUG = "smollm2-135m-instruct"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-NAME = re.compile(r"[\w.-]+")  # of a folder in the roots
+NAME = re.compile(r"\w[\w.-]*")  # of a folder in the roots
 UNTRAINED = {kind.name: kind for kind in ESTIMATORS}
 Stamp = tuple[tuple[str, int, int], ...]
 
@@ -167,7 +167,7 @@ class Shelf:
         if mine is not None:
             return mine
         path = Path(name).expanduser()
-        if path.is_dir():
+        if name.strip() and path.is_dir():
             return path
         if path.exists():
             raise ArtifactError(f"{name} is a file; give the folder of a trained estimator, a name or a Hub id.")
@@ -265,12 +265,12 @@ class Shelf:
         )
 
 
-def _folders(name: str = "*") -> Iterator[Path]:
-    """Folders of the roots that hold a configuration, those that come first first."""
-    if name != "*" and not NAME.fullmatch(name):
+def _folders(name: str | None = None) -> Iterator[Path]:
+    """Folders of the roots (of this name) that hold a configuration, those that come first first."""
+    if name is not None and not NAME.fullmatch(name):
         return
     for root in roots():
-        for config in sorted(root.glob(f"*/{name}/{CONFIG}")):
+        for config in sorted(root.glob(f"*/{name or '*'}/{CONFIG}")):
             yield config.parent
 
 
