@@ -97,4 +97,6 @@ def test_the_legend_gives_unit_map_and_five_swatches() -> None:
     assert markup.count("uq-swatch ") == 5
     assert "nats" in markup and "Risk = 1 - exp(-" in markup.replace("−", "-").replace("−", "-")
     assert "within one answer" in legend_html("entropy", RiskView(scale="relative"))
-    assert "Calibrated for questions &amp; answers." in legend_html("entropy", VIEW, "questions & answers")
+    calibrated = legend_html("entropy", VIEW, "questions & answers")
+    assert "Calibrated for questions &amp; answers. Risk = probability of error within that scope." in calibrated
+    assert "ot calibrated" not in calibrated

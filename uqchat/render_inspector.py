@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from uqchat.estimators import ESTIMATORS
+from uqchat.render_names import NameLike, named
 from uqchat.render_text import encode, percent, probability, quoted, visible_whitespace
-from uqchat.render_tokens import BIN_EDGES, RiskView, Unit, risk_bins, units
+from uqchat.render_units import BIN_EDGES, CLAIM_MODES, RiskView, Unit, risk_bins, units
 from uqchat.types import Alternative, Risk, ScoredToken
 
 _NEARLY = 0.1  # a runner-up at least this likely was "nearly" written
@@ -25,11 +25,13 @@ def inspector_html(
     view: RiskView,
     message_id: str = "",
     can_continue: bool = True,
+    known: Mapping[str, NameLike] | None = None,
 ) -> str:
     """The inspector for one token of `tokens`; without a token, a hint how to open one.
 
     Args:
         can_continue: whether "continue from here" is offered; off for a message that may not be branched.
+        known: the estimators that can be named, by name.
     """
     if token is None:
         return _EMPTY
@@ -45,7 +47,7 @@ def inspector_html(
             _group_note(unit, tokens),
             _figures(token, sum(not other.is_end for other in tokens)),
             _alternatives(token, message_id, can_continue),
-            _estimators(token, view, bins[position]),
+            _estimators(token, view, bins[position], known or {}),
             "</div>",
         ]
     )
@@ -149,17 +151,20 @@ def _alternative(other: Alternative, token: ScoredToken, message_id: str, can_co
     )
 
 
-def _estimators(token: ScoredToken, view: RiskView, shown_bin: int | None) -> str:
+def _estimators(token: ScoredToken, view: RiskView, shown_bin: int | None, known: Mapping[str, NameLike]) -> str:
     if token.is_reasoning:
         return '<p class="uq-note">Reasoning is not part of the risk.</p>'
     if not token.risks:
         return ""
-    rows = "".join(_estimator(name, risk, name == view.estimator) for name, risk in token.risks.items())
+    rows = "".join(_estimator(name, risk, name == view.estimator, known) for name, risk in token.risks.items())
     notes = []
     if view.scale == "relative" and shown_bin is not None:
         notes.append(f"Tinted by its place within this answer: {_FIFTHS[shown_bin]} fifth.")
     if any(risk.calibration is None for risk in token.risks.values()):
-        notes.append("Not calibrated: higher is riskier, but no value is a chance of error.")
+        which = (
+            "Where no scope is named, a value is" if any(r.calibration for r in token.risks.values()) else "Values are"
+        )
+        notes.append(f"{which} not calibrated: higher is riskier, but it is no chance of error.")
     title, note = "Risk, by estimator", " ".join(notes)
     return (
         f'<section aria-label="{title}"><h3>{title}</h3><ul class="uq-views">{rows}</ul>'
@@ -167,41 +172,52 @@ def _estimators(token: ScoredToken, view: RiskView, shown_bin: int | None) -> st
     )
 
 
-def _estimator(name: str, risk: Risk, is_shown: bool) -> str:
-    known = {estimator.name: estimator for estimator in ESTIMATORS}.get(name)
+def _estimator(name: str, risk: Risk, is_shown: bool, known: Mapping[str, NameLike]) -> str:
     value = min(1.0, max(0.0, risk.value)) if risk.value == risk.value else 0.0
-    scope = f" · calibrated for {risk.calibration}" if risk.calibration else ""
+    scope = f" · probability of error within {risk.calibration}" if risk.calibration else ""
+    one = named(name, known)
     shown = ' class="uq-shown"' if is_shown else ""
     fill = f"uq-bar uq-fill{bisect_right(BIN_EDGES, value)}"
     return (
-        f'<li{shown}><span class="uq-view-name">{encode(known.label if known else name)}</span>'
+        f'<li{shown}><span class="uq-view-name">{encode(one.label)}</span>'
         f'<span class="{fill}"><span style="width:{value * 100:.1f}%"></span></span>'
         f'<span class="uq-share">{value:.2f}</span>'
-        f'<span class="uq-raw">{risk.raw:.3g} {encode((known.unit if known else "") + scope)}</span></li>'
+        f'<span class="uq-raw">{risk.raw:.3g} {encode(one.unit + scope)}</span></li>'
     )
 
 
-def legend_html(estimator: str, view: RiskView, calibration: str | None = None) -> str:
+def legend_html(
+    estimator: str,
+    view: RiskView,
+    calibration: str | None = None,
+    known: Mapping[str, NameLike] | None = None,
+) -> str:
     """What the colours mean: estimator, unit, map, five swatches with their underline.
 
     Args:
         calibration: the scope in which the shown value is a probability of error; None says "not calibrated".
+        known: the estimators that can be named, by name.
     """
-    known = {one.name: one for one in ESTIMATORS}.get(estimator)
-    label, unit = (known.label, known.unit) if known else (estimator, "")
+    one = named(estimator, known)
     if view.scale == "absolute":
         names = ("0 – 0.2", "0.2 – 0.4", "0.4 – 0.6", "0.6 – 0.8", "0.8 – 1")
     else:
         names = ("lowest fifth", "2nd", "3rd", "4th", "highest fifth")
     swatches = "".join(f'<li><span class="uq-swatch uq-b{i}">Aa</span>{name}</li>' for i, name in enumerate(names))
-    text = f"Calibrated for {calibration}." if calibration else _uncalibrated(unit, known.value_map if known else "")
+    text = _calibrated(calibration, view) if calibration else _uncalibrated(one)
     scale = "" if view.scale == "absolute" else " Colours compare tokens within one answer only."
     return (
-        f'<div class="uq-legend"><span class="uq-legend-name">{encode(label)}</span>'
+        f'<div class="uq-legend"><span class="uq-legend-name">{encode(one.label)}</span>'
         f'<ol class="uq-swatches" aria-label="Risk, from low to high">{swatches}</ol>'
         f'<span class="uq-legend-note">{encode(text + scale)}</span></div>'
     )
 
 
-def _uncalibrated(unit: str, value_map: str) -> str:
-    return f"Risk = {value_map}, raw in {unit}. Not calibrated: higher is riskier, it is not a chance of error."
+def _calibrated(scope: str, view: RiskView) -> str:
+    what = "mean of its tokens' probability" if view.mode in CLAIM_MODES else "probability"
+    return f"Calibrated for {scope}. Risk = {what} of error within that scope."
+
+
+def _uncalibrated(one: NameLike) -> str:
+    how = f"Risk = {one.value_map}, raw in {one.unit}. " if one.value_map else ""
+    return f"{how}Not calibrated: higher is riskier, it is not a chance of error."

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from uqchat.render_text import encode, plural
-from uqchat.render_tokens import RiskView, SpanLabel, answer_line, tokens_to_html
+from uqchat.render_tokens import SpanLabel, answer_line, tokens_to_html
+from uqchat.render_units import RiskView
 from uqchat.types import ScoredToken
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from uqchat.render_text import encode, visible_whitespace
-from uqchat.render_tokens import RiskView, unit_bins, units
+from uqchat.render_units import RiskView, unit_bins, units
 from uqchat.types import ScoredToken
 
 if TYPE_CHECKING:

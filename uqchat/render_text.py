@@ -51,6 +51,12 @@ def quoted(text: str) -> str:
     return f"“{text.strip() or visible_whitespace(text)}”"
 
 
+def shortened(text: str, limit: int = 40) -> str:
+    """The text without outer spaces and points, cut where it is longer than `limit` characters; plain text."""
+    bare = text.strip().strip(",.;:") or text
+    return bare if len(bare) <= limit else bare[:limit].rstrip() + "…"
+
+
 def percent(share: float, is_short: bool = False) -> str:
     """A share in [0, 1] as '31 %', with a decimal below 10 % and no false 0 or 100; `is_short` writes < and >."""
     over, under = ("> ", "< ") if is_short else ("over ", "under ")

@@ -1,33 +1,17 @@
-"""Scored tokens as coloured HTML and as one sentence. Pure; knows no page, no chat and no store.
-
-A unit is what the reader sees as one piece: a token, or the tokens whose bytes make up one character. A unit has
-the largest risk of its tokens.
-"""
+"""Scored tokens as coloured HTML and as one sentence. Pure; knows no page, no chat and no store."""
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, Protocol
+from typing import Protocol
 
-from uqchat.render_text import encode, markdown_to_html, plural, quoted
+from uqchat.render_claims import TintedClaim, claim_numbers, claims_in, claims_line
+from uqchat.render_text import encode, markdown_to_html, plural, quoted, shortened
+from uqchat.render_units import CLAIM_MODES, RiskView, Unit, unit_bins, units
 from uqchat.types import ScoredToken
 
-BIN_EDGES = (0.2, 0.4, 0.6, 0.8)
 _MAX_QUOTED = 6
-_MAX_QUOTED_CHARS = 40
-
-
-@dataclass(frozen=True, slots=True)
-class RiskView:
-    """How answers are drawn: by which estimator, on which scale, as coloured text or as Markdown."""
-
-    estimator: str = "entropy"
-    scale: Literal["absolute", "relative"] = "absolute"
-    mode: Literal["risk", "markdown"] = "risk"
 
 
 class SpanLabel(Protocol):
@@ -36,64 +20,6 @@ class SpanLabel(Protocol):
     is_error: bool
     start: int | None
     end: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """One visible piece. `positions` index the token sequence, the last one carries the text."""
-
-    text: str
-    index: int
-    positions: tuple[int, ...]
-    span: tuple[int, int]
-    is_reasoning: bool
-    risk: float | None
-
-
-def units(tokens: Sequence[ScoredToken], estimator: str) -> list[Unit]:
-    """The visible pieces in order. Tokens of a character that is never completed, and the end token, give none."""
-    found: list[Unit] = []
-    waiting: list[int] = []
-    for position, token in enumerate(tokens):
-        if token.is_end or (waiting and tokens[waiting[-1]].is_reasoning != token.is_reasoning):
-            waiting = []
-        if token.is_end:
-            continue
-        waiting.append(position)
-        if token.text:
-            found.append(_unit(tokens, tuple(waiting), estimator))
-            waiting = []
-    return found
-
-
-def _unit(tokens: Sequence[ScoredToken], positions: tuple[int, ...], estimator: str) -> Unit:
-    last = tokens[positions[-1]]
-    values = [tokens[i].risks[estimator].value for i in positions if estimator in tokens[i].risks]
-    known = [value for value in values if not math.isnan(value)]
-    risk = max(known) if known and not last.is_reasoning else None
-    return Unit(last.text, last.index, positions, last.span, last.is_reasoning, risk)
-
-
-def unit_bins(pieces: Sequence[Unit], view: RiskView) -> list[int | None]:
-    """Bin 0 to 4 of each unit, None where there is no risk to show.
-
-    Absolute: the value's fifth of [0, 1]. Relative: the fifth of this answer's units that it belongs to, by the
-    share of units with a smaller value, so that equal values share the lower bin.
-    """
-    if view.scale == "absolute":
-        return [None if unit.risk is None else bisect_right(BIN_EDGES, unit.risk) for unit in pieces]
-    ordered = sorted(unit.risk for unit in pieces if unit.risk is not None)
-    return [None if unit.risk is None else 5 * bisect_left(ordered, unit.risk) // len(ordered) for unit in pieces]
-
-
-def risk_bins(tokens: Sequence[ScoredToken], view: RiskView) -> list[int | None]:
-    """Bin 0 to 4 of each token, that of its unit; None for reasoning, end and other invisible tokens."""
-    bins: list[int | None] = [None] * len(tokens)
-    pieces = units(tokens, view.estimator)
-    for unit, number in zip(pieces, unit_bins(pieces, view), strict=True):
-        for position in unit.positions:
-            bins[position] = number
-    return bins
 
 
 def tokens_to_html(
@@ -106,11 +32,13 @@ def tokens_to_html(
     """The answer as HTML: tags stripped and references unescaped it is exactly the tokens' text (in mode 'risk').
 
     Each unit is `<span class="uq-t uq-b3" data-i="12">` with the spaces before its word left outside; reasoning is
-    folded. While streaming, a longer answer's HTML begins with the shorter one's (on the absolute scale), which keeps
-    updates small: nothing is closed.
+    folded. Where claims are tinted, `<span class="uq-c uq-b3" data-c="0">` holds a claim's units, which then have no
+    tint. While streaming, a longer answer's HTML begins with the shorter one's (on the absolute scale), which keeps
+    updates small: nothing is closed, and tokens are tinted until the claims are known.
     """
     pieces = units(tokens, view.estimator)
     bins = unit_bins(pieces, view)
+    claims = [] if is_streaming or view.mode not in CLAIM_MODES else claims_in(tokens, view)
     spans = [label for label in labels if label.start is not None]
     first = next((unit.index for unit in pieces if not unit.is_reasoning and unit.text.strip()), None)
     source = ""
@@ -125,25 +53,41 @@ def tokens_to_html(
         elif view.mode == "markdown":
             parts.append(f'<div class="uq-md">{markdown_to_html("".join(unit.text for unit, _ in group))}</div>')
         else:
-            parts += _answer_run(group, spans, first, is_gap=len(parts) > 1)
+            parts += _answer_run(group, spans, first, claims, is_gap=len(parts) > 1)
     return "".join(parts) + ("" if is_streaming else "</div>")
 
 
 def _answer_run(
-    group: Sequence[tuple[Unit, int | None]], labels: Sequence[SpanLabel], first: int | None, is_gap: bool
+    group: Sequence[tuple[Unit, int | None]],
+    labels: Sequence[SpanLabel],
+    first: int | None,
+    claims: Sequence[TintedClaim],
+    is_gap: bool,
 ) -> Iterator[str]:
     # A tint that starts with the word, not with the space before it, keeps lines even and words apart. The empty
     # lines that models leave between reasoning and answer stay in the text, but take no room on the page (`is_gap`).
-    for unit, number in group:
+    numbers = claim_numbers([unit for unit, _ in group], claims)
+    open_claim: int | None = None
+    for (unit, bin_), number in zip(group, numbers, strict=True):
+        if open_claim is not None and number != open_claim:
+            yield "</span>"
         lead = len(unit.text) - len(unit.text.lstrip(" \n"))
         if lead == len(unit.text) and not is_gap:
             lead = 0
         if lead:
             space = encode(unit.text[:lead])
             yield f'<span class="uq-gap">{space}</span>' if is_gap else space
+        if number is not None and number != open_claim:
+            yield _claim_start(number, claims[number])
+        open_claim = number
         if lead < len(unit.text):
             is_gap = False
-            yield _span(unit, unit.text[lead:], number, labels, unit.index == first)
+            yield _span(unit, unit.text[lead:], None if claims else bin_, labels, unit.index == first)
+    yield "" if open_claim is None else "</span>"
+
+
+def _claim_start(number: int, claim: TintedClaim) -> str:
+    return f'<span class="uq-c uq-b{claim.bin}" data-c="{number}">'
 
 
 def _span(unit: Unit, text: str, number: int | None, labels: Sequence[SpanLabel], is_first: bool) -> str:
@@ -171,6 +115,8 @@ def _reasoning(
 
 def answer_line(tokens: Sequence[ScoredToken], view: RiskView) -> str:
     """One plain-text sentence that says what the colours say; not HTML, so encode it before drawing."""
+    if view.mode in CLAIM_MODES:
+        return claims_line(tokens, view)
     pieces = units(tokens, view.estimator)
     bins = unit_bins(pieces, view)
     total = sum(number is not None for number in bins)
@@ -190,10 +136,5 @@ def _quote_runs(risky: Sequence[tuple[int, Unit]]) -> str:
     grouped = groupby(enumerate(risky), lambda pair: pair[1][0] - pair[0])
     runs = [[unit for _, (_, unit) in run] for _, run in grouped]
     worst = sorted(range(len(runs)), key=lambda i: -max(unit.risk or 0.0 for unit in runs[i]))[:_MAX_QUOTED]
-    shown = ", ".join(quoted(_shortened("".join(unit.text for unit in runs[i]))) for i in sorted(worst))
+    shown = ", ".join(quoted(shortened("".join(unit.text for unit in runs[i]))) for i in sorted(worst))
     return f"{shown} …" if len(runs) > _MAX_QUOTED else f"{shown}."
-
-
-def _shortened(text: str) -> str:
-    bare = text.strip().strip(",.;:") or text
-    return bare if len(bare) <= _MAX_QUOTED_CHARS else bare[:_MAX_QUOTED_CHARS] + "…"
