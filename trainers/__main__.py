@@ -15,6 +15,7 @@ from uqchat.errors import UqchatError
 # name -> module, what `--help` says of it
 TRAINERS: dict[str, tuple[str, str]] = {
     "data": ("trainers.data", "questions to answers, labels and cached features"),
+    "query": ("trainers.query", "a LoRA with which the model judges its own answers"),
     "probe": ("trainers.probe", "small networks on cached hidden states"),
 }
 
