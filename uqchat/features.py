@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from uqchat.errors import InputError
+from uqchat.features_answer import TokenConfidence, TokenPosition
 from uqchat.features_attention import BasicAttention, LookbackLens
 from uqchat.features_base import Context, Extractor, HiddenIndex, Layout, ModelShape, Part
 from uqchat.features_hidden import (
@@ -42,6 +43,8 @@ EXTRACTORS: dict[str, type[Extractor]] = {
     "token_probabilities_from_layers": TokenProbabilitiesFromLayers,
     "token_similarities_adjacent_layers": TokenSimilaritiesAdjacentLayers,
     "final_output_ranks": FinalOutputRanks,
+    "token_confidence": TokenConfidence,
+    "token_position": TokenPosition,
 }
 
 
@@ -145,12 +148,23 @@ class FeatureStream:
 
     def rows_for(self, step: TokenStep) -> torch.Tensor:
         """The row of one answer token, (1, F)."""
-        return self._rows(_with_leading(step, self.features.needs), 1, is_prompt=False)
+        own = torch.tensor([[-step.logprob, 0.0 if step.entropy is None else step.entropy]])
+        return self._rows(_with_leading(step, self.features.needs), 1, is_prompt=False, confidence=own)
 
-    def _rows(self, signals: StepSignals, count: int, is_prompt: bool) -> torch.Tensor:
+    def stacked_rows(self, signals: StepSignals, confidence: torch.Tensor) -> torch.Tensor:
+        """The rows (T, F) of a whole answer whose prompt's rows are left out.
+
+        Args:
+            signals: each tensor with a leading dimension T. confidence: (T, 2), -log p and entropy.
+        """
+        return self._rows(signals, len(confidence), is_prompt=False, confidence=confidence)
+
+    def _rows(
+        self, signals: StepSignals, count: int, is_prompt: bool, confidence: torch.Tensor | None = None
+    ) -> torch.Tensor:
         if not self.prompt_length:
             self.prompt_length = count + 1 if is_prompt else 1
-        part = Part(signals, count, self.next_row, self.prompt_length, is_prompt, self._before)
+        part = Part(signals, count, self.next_row, self.prompt_length, is_prompt, self._before, confidence)
         rows = [extractor.rows(part).float() for extractor in self.features.extractors]
         self.next_row += count
         if self.features.needs.input_ids and count:
@@ -183,8 +197,17 @@ def rows_of_sequence(
     whole = _whole_signals(features.needs, prompt_length, input_ids, hidden_states, attentions, logits)
     stream = features.stream()
     rows = [stream.prompt_rows(_slice(whole, 0, prompt_length - 1))] if prompt_length > 1 else []
-    rows += [stream._rows(_slice(whole, i, i + 1), 1, is_prompt=False) for i in range(prompt_length - 1, last)]
+    own = _confidence(logits, input_ids) if logits is not None else None
+    for i in range(prompt_length - 1, last):
+        rows.append(stream._rows(_slice(whole, i, i + 1), 1, False, None if own is None else own[i : i + 1]))
     return torch.cat(rows)
+
+
+def _confidence(logits: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+    """(S - 1, 2): -log p of the next id and the entropy at each position."""
+    log_probs = logits[:-1].float().log_softmax(dim=-1)
+    entropy = -(log_probs.exp() * log_probs).nan_to_num(0.0).sum(dim=-1)
+    return torch.stack([-log_probs.gather(1, input_ids[1:, None])[:, 0], entropy], dim=-1)
 
 
 def _whole_signals(

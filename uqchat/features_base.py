@@ -65,6 +65,8 @@ class Part:
     is_prompt: bool
     before: StepSignals | None = None
     """The row before the first one, (1, ...); None at the beginning."""
+    confidence: torch.Tensor | None = None
+    """(count, 2): -log p of each row's own token, and the entropy (nats); None on prompt rows."""
 
 
 class Extractor(Protocol):

@@ -52,9 +52,9 @@ class UncertaintyHead:
 
     @property
     def needs(self) -> Signals:
-        """What each step must carry; a head that looks at all rows reads the prompt's too."""
-        needs = self.features.needs
-        return replace(needs, prompt_rows=needs.prompt_rows or self.module.encoder is not None)
+        """What each step must carry; a published head that looks at all rows reads the prompt's too."""
+        needs, module = self.features.needs, self.module
+        return replace(needs, prompt_rows=needs.prompt_rows or (module.encoder is not None and module.reads_prompt))
 
     @property
     def is_revising(self) -> bool:

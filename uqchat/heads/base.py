@@ -45,6 +45,8 @@ class TokenHead(nn.Module):
     options: ClassVar[dict[str, Option]] = {}
     encoder: nn.TransformerEncoder | None = None
     is_causal: bool = False
+    reads_prompt: ClassVar[bool] = True
+    """Whether its encoder looks at the prompt's rows too, as that of the published heads does."""
 
     def embed(self, features: torch.Tensor) -> torch.Tensor:
         """(..., F) to (..., d), each row by itself."""
@@ -76,6 +78,7 @@ class ClaimHead(nn.Module):
     options: ClassVar[dict[str, Option]] = {}
     encoder: nn.TransformerEncoder | None = None
     is_causal: bool = False
+    reads_prompt: ClassVar[bool] = True
 
     def embed(self, features: torch.Tensor) -> torch.Tensor:
         """(..., F) to (..., d), each row by itself."""

@@ -14,15 +14,17 @@ from uqchat.errors import InputError
 GROW = 64  # places added at least when the kept keys are full
 
 
-def make_encoder(size: int, num_heads: int, num_layers: int, dropout: float) -> nn.TransformerEncoder:
-    """Post-norm layers with GELU and 2,048 inner units, PyTorch's defaults otherwise.
+def make_encoder(
+    size: int, num_heads: int, num_layers: int, dropout: float, num_inner: int = 2048
+) -> nn.TransformerEncoder:
+    """Post-norm layers with GELU, PyTorch's defaults otherwise; published heads have 2,048 inner units.
 
     Raises:
         InputError: the heads do not divide the size.
     """
     if size % num_heads:
         raise InputError(f"A head of size {size} cannot be split among {num_heads} attention heads.")
-    layer = nn.TransformerEncoderLayer(size, num_heads, dropout=dropout, activation="gelu", batch_first=True)
+    layer = nn.TransformerEncoderLayer(size, num_heads, num_inner, dropout, "gelu", batch_first=True)
     return nn.TransformerEncoder(layer, num_layers=num_layers, enable_nested_tensor=False)
 
 

@@ -21,6 +21,7 @@ CONFIG, WEIGHTS = "config.yaml", "weights.pth"
 DEFAULT_TYPE = "luh"
 MAX_CONFIG_BYTES = 1_000_000
 KNOWN = {"head_type", "feature_extractor", "uncertainty_head", "sanitize"}
+OWN_FEATURES = ("token_confidence", "token_position")
 MODULE = "luh.feature_extractors."  # in front of an extractor's name in such files
 
 
@@ -80,10 +81,11 @@ def write_luh(head: UncertaintyHead, folder: Path) -> None:
     """Write a head in this format; what the format cannot say (layout, where it comes from) is lost.
 
     Raises:
-        HeadError: the head is causal, which the format does not know.
+        HeadError: the head is causal, reads the answer's rows alone or a feature of ours: the format knows none of it.
     """
-    if head.module.is_causal:
-        raise HeadError("The published format knows no causal heads; save this one in uqchat's own format.")
+    if head.module.is_causal or not head.module.reads_prompt:
+        kind = "causal heads" if head.module.is_causal else "heads that do not read the prompt"
+        raise HeadError(f"The published format knows no {kind}; save this one in uqchat's own format.")
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "head_type": head.config.head_type,
@@ -97,6 +99,8 @@ def write_luh(head: UncertaintyHead, folder: Path) -> None:
 def _published(entry: Mapping[str, Any], head: UncertaintyHead) -> dict[str, Any]:
     """An extractor's entry under its full name; negative layers of the index "tuple", unknown there, made positive."""
     last = str(entry["name"]).rsplit(".", 1)[-1]
+    if last in OWN_FEATURES:
+        raise HeadError(f"The published format knows no feature {last}; save this head in uqchat's own format.")
     out = {"name": MODULE + last, **{k: v for k, v in entry.items() if k != "name"}}
     layers = out.get("layer_nums", -1 if last == "basic_hidden_states" else "all")
     if head.config.hidden_index == "tuple" and layers != "all" and last != "basic_attention":

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from uqchat.errors import InputError
 from uqchat.heads.base import ClaimHead, Option, TokenHead
 from uqchat.heads.claim_heads import Claim, ClaimFirstToken, ClaimLight, LinearClaim, MlpClaim
-from uqchat.heads.token_heads import Linear, Luh, Saplma
+from uqchat.heads.token_heads import Compact, Linear, Luh, Saplma
 
 HEADS: dict[str, type[TokenHead] | type[ClaimHead]] = {
     "luh": Luh,
@@ -18,6 +18,7 @@ HEADS: dict[str, type[TokenHead] | type[ClaimHead]] = {
     "claim_first_token": ClaimFirstToken,
     "linear_claim": LinearClaim,
     "mlp_claim": MlpClaim,
+    "compact": Compact,
 }
 
 

@@ -87,3 +87,47 @@ class Luh(TokenHead):
     def classify(self, rows: torch.Tensor) -> torch.Tensor:
         """See `TokenHead.classify`."""
         return self.classifier(rows)[..., 0]
+
+
+class Compact(TokenHead):
+    """A small transformer over the answer's rows alone; the prompt enters through what the model made of it.
+
+    Ours, not published: with the prompt left out its features can be cached for training, a row per answer token.
+    """
+
+    options: ClassVar[dict[str, Option]] = {
+        "head_dim": Option(96, 1),
+        "num_inner": Option(256, 1),
+        **ENCODER_OPTIONS,
+        "n_heads": Option(4, 1, 1024),
+    }
+    reads_prompt: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        num_features: int,
+        head_dim: int = 96,
+        num_inner: int = 256,
+        n_layers: int = 2,
+        n_heads: int = 4,
+        dropout: float = 0.1,
+        is_causal: bool = False,
+    ) -> None:
+        super().__init__()
+        self.is_causal = is_causal
+        self.proj = projection(num_features, head_dim, dropout)
+        self.transformer_encoder = make_encoder(head_dim, n_heads, n_layers, dropout, num_inner)
+        self.classifier = nn.Linear(head_dim, 1)
+
+    @property
+    def encoder(self) -> nn.TransformerEncoder:
+        """What looks at all rows together."""
+        return self.transformer_encoder
+
+    def embed(self, features: torch.Tensor) -> torch.Tensor:
+        """See `TokenHead.embed`."""
+        return self.proj(features.float())
+
+    def classify(self, rows: torch.Tensor) -> torch.Tensor:
+        """See `TokenHead.classify`."""
+        return self.classifier(rows)[..., 0]
