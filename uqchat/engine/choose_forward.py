@@ -48,7 +48,8 @@ def _choose(model: PreTrainedModel, is_fast_wanted: bool) -> Choice:
     if not difference <= allowed:  # also where it is not a number
         reason = f"our own differs by {difference:.1e} of the logits' size, more than {allowed:.0e}"
         return Choice(generic, f"The model's own forward: {reason}.")
-    return Choice(fast, f"Our own forward: in a check it differed by {difference:.0e} of the logits' size.")
+    copied = ", with a packed copy of the weights" if fast.is_packed else ""
+    return Choice(fast, f"Our own forward{copied}: in a check it differed by {difference:.0e} of the logits' size.")
 
 
 def compare(first: Forward, second: Forward) -> float:

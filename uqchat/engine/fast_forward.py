@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from uqchat.engine.adapters import AdapterSet
 from uqchat.engine.capture import Capture, new_window
 from uqchat.engine.fast_attention import attend
-from uqchat.engine.fast_weights import Block, FastWeights, Projection
+from uqchat.engine.fast_weights import Block, FastWeights, Projection, can_pack
 from uqchat.engine.forward import BatchedForward, Mask
 from uqchat.engine.fused_deltas import FusedDeltas, FusedPlans
 
@@ -28,13 +28,17 @@ Rotation = tuple[Tensor, Tensor]  # cos and signed sin, (B, T, 1, D)
 class FastForward(BatchedForward):
     """See `Forward`.
 
+    Args:
+        is_packed: keep a second, packed copy of the weights; None: where the CPU gains by it and has memory to spare.
+
     Raises:
         ValueError: the model is not of the family; the text is the reason.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, is_packed: bool | None = None) -> None:
         super().__init__(model)
-        self.weights = FastWeights(model)
+        self.is_packed = can_pack(model) if is_packed is None else is_packed
+        self.weights = FastWeights(model, self.is_packed)
         self._plans = FusedPlans([projection.parts for projection in self.weights.projections])
         self._deltas: dict[str, FusedDeltas] = {}
 
@@ -51,6 +55,8 @@ class FastForward(BatchedForward):
         self, input_ids: Tensor, positions: Tensor, mask: Mask, keep: int | Tensor, capture: Capture | None
     ) -> Tensor:
         weights = self.weights
+        if input_ids.shape[1] > 1:  # a prompt; a check at every step would cost time
+            weights.refresh()
         masks = {kind: self._additive(each) for kind, each in _by_kind(mask).items()}
         if capture is not None:
             capture.input_ids = input_ids[:, -capture.rows :]

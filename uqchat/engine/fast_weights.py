@@ -1,7 +1,8 @@
 """A Llama-shaped model's weights as our own forward reads them: layers with one input fused into one product.
 
 The fused tensors are the model's own storage: its parameters become views of them, so the model works as before and
-nothing is held twice. Knows no cache and no row.
+nothing is held twice. Where a CPU has memory to spare, a second copy in the order of its kernels is kept, which makes
+a step half as long again as fast. Knows no cache and no row.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from uqchat.engine.fused_deltas import Part
+from uqchat.engine.memory import free_memory
 
 FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+PACKED_ROWS = 8  # rows that the packed order is chosen for; it serves one as well
+PACKED_SHARE = 1 / 8  # of the free memory, that a packed copy of the weights may take
 Named = Sequence[tuple[str, nn.Module]]
 
 
@@ -25,9 +29,10 @@ class Projection:
 
     Args:
         layers: (name in the model, module), in the order of the output.
+        is_packed: keep a second copy of the weights in the order that the CPU's kernels read fastest.
     """
 
-    def __init__(self, layers: Named) -> None:
+    def __init__(self, layers: Named, is_packed: bool = False) -> None:
         self.layers = [layer for _, layer in layers]
         sizes = [layer.out_features for layer in self.layers]
         ends = torch.tensor(sizes).cumsum(0).tolist()
@@ -35,18 +40,47 @@ class Projection:
             Part(name, end - size, end) for (name, _), size, end in zip(layers, sizes, ends, strict=True)
         )
         self.name = self.parts[0].name
-        self.weight: Tensor | None = None  # (out, in)
+        self.is_plain = _is_plain(self.layers)
+        self.is_packed = is_packed and self.is_plain
+        self.weight: Tensor | None = None  # (out, in), or packed
         self.bias: Tensor | None = None
-        if _is_plain(self.layers):
-            self.weight = fuse([layer.weight for layer in self.layers])
-            self.bias = None if self.layers[0].bias is None else fuse([layer.bias for layer in self.layers])
+        self._stamps: list[tuple[int, int]] = []
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the weights anew if the model's have been moved or, where a copy is kept, changed since."""
+        if not self.is_plain:
+            return
+        parameters = [p for layer in self.layers for p in (layer.weight, layer.bias) if p is not None]
+        stamps = [(p.data_ptr(), p._version if self.is_packed and not p.is_inference() else 0) for p in parameters]
+        if stamps == self._stamps:
+            return
+        self.weight = fuse([layer.weight for layer in self.layers])
+        self.bias = None if self.layers[0].bias is None else fuse([layer.bias for layer in self.layers])
+        self._stamps = [(p.data_ptr(), stamp[1]) for p, stamp in zip(parameters, stamps, strict=True)]
+        if self.is_packed:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, PACKED_ROWS)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (N, in) -> (N, out), a new tensor."""
-        if self.weight is not None:
+        if self.is_packed:
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        if self.is_plain:
             return F.linear(x, self.weight, self.bias)
         outputs = [layer(x) for layer in self.layers]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
+
+def can_pack(model: PreTrainedModel) -> bool:
+    """Whether this machine has packed kernels for the model, and memory to spare for a second copy of its weights."""
+    if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if model.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if model.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    size = sum(module.weight.nbytes for module in model.modules() if type(module) is nn.Linear)
+    return 0 < size <= free_memory(model.device) * PACKED_SHARE
 
 
 def fuse(parameters: Sequence[nn.Parameter]) -> Tensor:
@@ -90,20 +124,21 @@ def _is_plain(layers: Sequence[nn.Module]) -> bool:
     )
 
 
-@dataclass(frozen=True, slots=True)
 class Norm:
-    """Root mean square norm, in float32 inside."""
+    """Root mean square norm (Zhang and Sennrich 2019, equation 4), float32 inside, rounded before it is weighted.
 
-    weight: Tensor
-    eps: float
+    The mean of x and -x together is 0 and their variance is the mean of x squared, so torch's one-kernel layer norm of
+    both gives it in half the time of its parts.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.eps = module, module.variance_epsilon
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (..., size), in its own dtype."""
-        if x.dtype == torch.float32:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        size = x.shape[-1]
+        both = torch.cat((x, -x), dim=-1)
+        return F.layer_norm(both, (2 * size,), None, None, self.eps)[..., :size] * self.module.weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +160,14 @@ class Block:
 class FastWeights:
     """All weights of one model, read where the model keeps them.
 
+    Args:
+        is_packed: keep a second copy of plain weights, packed for the CPU.
+
     Raises:
         ValueError: the model is of another shape; the text is the reason.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, is_packed: bool = False) -> None:
         kind = type(model).__name__
         if kind not in FAMILY:
             raise ValueError(f"{kind} is not one of {', '.join(FAMILY)}")
@@ -140,9 +178,10 @@ class FastWeights:
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.scale = decoder.layers[0].self_attn.scaling
         kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(decoder.layers)
-        self.blocks = [_block(f"model.layers.{i}", layer, kinds[i]) for i, layer in enumerate(decoder.layers)]
-        self.norm = _norm(decoder.norm)
-        self.head = Projection([("lm_head", model.lm_head)])
+        blocks = zip(decoder.layers, kinds, strict=True)
+        self.blocks = [_block(f"model.layers.{i}", *each, is_packed) for i, each in enumerate(blocks)]
+        self.norm = Norm(decoder.norm)
+        self.head = Projection([("lm_head", model.lm_head)], is_packed)
 
     @property
     def projections(self) -> list[Projection]:
@@ -150,26 +189,31 @@ class FastWeights:
         blocks = [p for block in self.blocks for p in (block.qkv, block.out, block.gate_up, block.down)]
         return [*blocks, self.head]
 
+    def refresh(self) -> None:
+        """Follow what has been done to the model's own weights."""
+        for projection in self.projections:
+            projection.refresh()
 
-def _block(name: str, layer: nn.Module, kind: str) -> Block:
+
+def _block(name: str, layer: nn.Module, kind: str, is_packed: bool) -> Block:
     attention, mlp = layer.self_attn, layer.mlp
     known = {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}
     unknown = {child for child, _ in attention.named_children()} - known
     if unknown:
         raise ValueError(f"its attention has a part of an unknown kind: {', '.join(sorted(unknown))}")
+
+    def product(module: nn.Module, where: str, *parts: str) -> Projection:
+        return Projection([(f"{name}.{where}.{part}", getattr(module, part)) for part in parts], is_packed)
+
     return Block(
         kind,
-        _norm(layer.input_layernorm),
-        Projection([(f"{name}.self_attn.{part}", getattr(attention, part)) for part in ("q_proj", "k_proj", "v_proj")]),
-        _norm(attention.q_norm) if hasattr(attention, "q_norm") else None,
-        _norm(attention.k_norm) if hasattr(attention, "k_norm") else None,
-        Projection([(f"{name}.self_attn.o_proj", attention.o_proj)]),
-        _norm(layer.post_attention_layernorm),
-        Projection([(f"{name}.mlp.{part}", getattr(mlp, part)) for part in ("gate_proj", "up_proj")]),
-        Projection([(f"{name}.mlp.down_proj", mlp.down_proj)]),
+        Norm(layer.input_layernorm),
+        product(attention, "self_attn", "q_proj", "k_proj", "v_proj"),
+        Norm(attention.q_norm) if hasattr(attention, "q_norm") else None,
+        Norm(attention.k_norm) if hasattr(attention, "k_norm") else None,
+        product(attention, "self_attn", "o_proj"),
+        Norm(layer.post_attention_layernorm),
+        product(mlp, "mlp", "gate_proj", "up_proj"),
+        product(mlp, "mlp", "down_proj"),
         mlp.act_fn,
     )
-
-
-def _norm(module: nn.Module) -> Norm:
-    return Norm(module.weight.detach(), module.variance_epsilon)
