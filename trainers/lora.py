@@ -67,6 +67,7 @@ class LoraModel(nn.Module):
         self._base = (base,)  # in a tuple, so that it is no part of this module's state
         self.config = config
         self.layers = find_layers(base, config)
+        keep_gradients(base)
         sizes = [linear_size(base.get_submodule(layer)) for layer in self.layers]
         generator = torch.Generator().manual_seed(seed)
         bound = [size_in**-0.5 for _, size_in in sizes]  # as torch begins a linear layer, and PEFT its A
@@ -149,6 +150,14 @@ def find_layers(base: PreTrainedModel, config: LoraConfig) -> list[str]:
             f" ({len(blocks)} blocks). Linear layers of this model: {', '.join(there)}."
         )
     return found
+
+
+def keep_gradients(base: nn.Module) -> None:
+    """4-bit layers pack their weights on a CPU when they run in eval mode, for a kernel that gives no gradients."""
+    for module in base.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.state_dict()  # unpacks the weights
+            module.train()  # and this keeps them so
 
 
 def run_from(base: PreTrainedModel, first: int, inputs: Tensor, mask: Tensor, keep: Tensor) -> Tensor:

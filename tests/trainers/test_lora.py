@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from tests.random_adapters import merged
 from tests.tiny import tiny_model
+from tests.tiny_models import make_tiny_llama
 from trainers.lora import LoraConfig, LoraModel, can_start_at, pad_left, run_from, states_at
 from uqchat.errors import InputError
+from uqchat.models import load_model
 
 ROWS = [torch.randint(0, 200, (n,), generator=torch.Generator().manual_seed(n)) for n in (9, 14, 5)]
 TARGETS = {"llama": ("q_proj", "v_proj"), "gpt2": ("c_attn", "c_proj"), "neox": ("query_key_value",)}
@@ -86,3 +90,18 @@ def test_layers_that_are_not_there_are_refused_with_those_that_are() -> None:
         LoraModel(tiny_model().model, LoraConfig(first_layer=7))
     with pytest.raises(InputError, match="rank = 0 is not allowed"):
         LoraConfig(rank=0)
+
+
+def test_a_4_bit_base_gives_gradients_to_every_layer(tmp_path: Path) -> None:
+    """QLoRA: the base in NF4, loaded as any model is; on a CPU too, where its fast kernel would give none."""
+    pytest.importorskip("bitsandbytes")
+    folder = make_tiny_llama(tmp_path, hidden_size=64)
+    base = load_model(str(folder), "cpu", "float32", "bnb-4bit").model
+    module = LoraModel(base, LoraConfig(rank=2))
+    ids, mask = pad_left([row.remainder(200) for row in ROWS])
+    before = module(ids, mask, torch.tensor([13]))
+    before[:, 0, 5].sum().backward()
+    assert all(b.grad.abs().max() > 0 for b in module.b)
+    for b in module.b:
+        b.data -= 10 * b.grad
+    assert (module(ids, mask, torch.tensor([13]))[:, 0, 5] < before[:, 0, 5]).all()
