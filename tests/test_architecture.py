@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("evaluation", "evaluation_*"),
     ),
     (("__init__", "language_model", "answering"),),
-    (("scoring", "scoring_*"), ("selective",), ("artifacts",), ("head_check",), ("policy", "policy_*")),
+    (("scoring", "scoring_*"), ("selective", "selective_*"), ("artifacts",), ("head_check",), ("policy", "policy_*")),
     (("estimators", "estimators.*"),),
     (("engine", "engine.*"), ("heads", "heads.*"), ("calibration", "calibration_*", "scope")),
     (("features", "features_*"),),
