@@ -14,6 +14,7 @@ from transformers import (
     MistralConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
 )
 from transformers.models.mamba import MambaConfig
 
@@ -49,6 +50,24 @@ CONFIGS: dict[str, Any] = {
         layer_types=["full_attention", "sliding_attention"],
         **kw,
     ),
+    "llama3": lambda **kw: LlamaConfig(  # scaled rotary positions, biases, tied output layer
+        num_key_value_heads=1,
+        intermediate_size=64,
+        attention_bias=True,
+        mlp_bias=True,
+        tie_word_embeddings=True,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 1000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+        **kw,
+    ),
+    "qwen2": lambda **kw: Qwen2Config(num_key_value_heads=2, intermediate_size=64, **kw),
+    "qwen3": lambda **kw: Qwen3Config(num_key_value_heads=2, intermediate_size=64, head_dim=12, **kw),
     "neox": lambda **kw: GPTNeoXConfig(intermediate_size=64, **kw),
     "gpt2": lambda **kw: GPT2Config(n_positions=kw.pop("max_position_embeddings"), **kw),
     "mamba": lambda **kw: MambaConfig(state_size=4, **{k: v for k, v in kw.items() if k != "max_position_embeddings"}),

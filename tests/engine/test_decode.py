@@ -16,6 +16,8 @@ from uqchat.engine.backend import FinishEvent, Request, StepEvent
 from uqchat.engine.decode import Engine
 from uqchat.types import TokenStep
 
+pytestmark = pytest.mark.usefixtures("both_forwards")
+
 KINDS = ["llama", "mistral", "gpt2", "mamba"]
 
 

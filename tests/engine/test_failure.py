@@ -14,6 +14,8 @@ from uqchat.engine.backend import FinishEvent, StepEvent
 from uqchat.engine.decode import Engine
 from uqchat.errors import ModelError
 
+pytestmark = pytest.mark.usefixtures("both_forwards")
+
 OUT_OF_MEMORY = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 SHORT, LONG = "hello", "a longer prompt, which is read later on and has more to say"
 

@@ -16,6 +16,8 @@ from uqchat.engine.decode import Engine
 from uqchat.engine.prefix import PrefixStore, common_length
 from uqchat.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("both_forwards")
+
 LONG = "this conversation has gone on for a while already. "
 
 

@@ -15,7 +15,10 @@ from uqchat.errors import InputError
 from uqchat.language_model import LanguageModel
 from uqchat.types import Signals
 
-KINDS = ["llama", "mistral", "mixed", "neox"]  # grouped-query, sliding, sliding and full, multi-head with bias
+pytestmark = pytest.mark.usefixtures("both_forwards")
+
+# Grouped-query, sliding, sliding and full, query and key norms with heads of another size, multi-head with bias.
+KINDS = ["llama", "mistral", "mixed", "qwen3", "neox"]
 LAGS = 4
 WANTED = Signals(hidden_layers=(0, 1, 2), attention_lags=LAGS, prompt_rows=True)
 TEXT = "a prompt that is longer than the sliding window"
@@ -204,7 +207,7 @@ def test_window_weights_respect_left_padding(kind: str) -> None:
 
 @pytest.mark.model
 def test_signals_of_the_embedded_model_equal_eager(embedded: LanguageModel) -> None:
-    engine = embedded.engine
+    engine = Engine(embedded.model, embedded.tokenizer)
     prompt = ids_of(engine, "The lighthouse stood on a rock. " * 4)
     want = Signals(hidden_layers=(20, 30), attention_lags=5)
     (steps,), _ = drain(engine, Request(prompt, GenerationConfig(max_new_tokens=8), signals=want))

@@ -1,0 +1,159 @@
+"""Our own forward says what the model's code says, shares its weights, and steps aside where it does not fit."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from tests.engine.test_decode import drain, generated, greedy, ids_of
+from tests.random_adapters import dense, low_rank, merged
+from tests.tiny import tiny_model
+from uqchat.engine import fast_weights
+from uqchat.engine.adapters import Adapter, AdapterSet
+from uqchat.engine.choose_forward import choose_forward
+from uqchat.engine.decode import Engine
+from uqchat.engine.fast_forward import FastForward
+from uqchat.int8 import quantize_linear_layers
+
+FAMILY = ["llama", "llama3", "mistral", "qwen2", "qwen3", "mixed"]
+PROMPTS = [[5, 9, 2, 44, 17, 8, 3, 3, 90, 14, 6], [7, 1, 60]]
+
+
+def logits_of(forward: FastForward, prompts: list[list[int]] = PROMPTS) -> list[torch.Tensor]:
+    """Of every position of every prompt, read together."""
+    forward.release()
+    with torch.inference_mode():
+        return forward.prefill(0, [0] * len(prompts), prompts, [len(prompt) for prompt in prompts])
+
+
+def expected(model: nn.Module, prompts: list[list[int]] = PROMPTS) -> list[torch.Tensor]:
+    with torch.inference_mode():
+        return [model(torch.tensor([prompt])).logits[0] for prompt in prompts]
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize("kind", FAMILY)
+def test_logits_equal_those_of_the_models_own_code(kind: str, is_packed: bool) -> None:
+    model = tiny_model(kind).model
+    for got, want in zip(logits_of(FastForward(model, is_packed)), expected(model), strict=True):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_it_is_chosen_for_the_family_and_its_greedy_ids_equal_generate(kind: str) -> None:
+    loaded = tiny_model(kind)
+    engine = Engine(loaded.model, loaded.tokenizer)
+    assert engine.forward_note.startswith("Our own forward") and isinstance(engine.forward, FastForward)
+    prompts = [ids_of(engine, text) for text in ("hello", "a longer prompt than the window", "b")]
+    rows, _ = drain(engine, *(greedy(prompt, 20) for prompt in prompts))
+    assert [[s.token_id for s in row] for row in rows] == [generated(engine, p, 20) for p in prompts]
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("gpt2", "GPT2LMHeadModel is not one of"), ("mamba", "One row at a")])
+def test_other_models_run_by_their_own_code_and_the_note_says_why(kind: str, reason: str) -> None:
+    choice = choose_forward(tiny_model(kind).model)
+    assert not isinstance(choice.forward, FastForward) and reason in choice.note
+
+
+def test_a_forward_that_differs_is_not_used_and_the_note_says_by_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = fast_weights.Norm.__call__
+    monkeypatch.setattr(fast_weights.Norm, "__call__", lambda self, x: right(self, x) * 1.01)
+    choice = choose_forward(tiny_model().model)
+    assert not isinstance(choice.forward, FastForward)
+    assert "our own differs by" in choice.note and "more than 1e-04" in choice.note
+
+
+def test_a_forward_that_fails_or_gives_no_numbers_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in (float("nan"), None):
+        monkeypatch.setattr(fast_weights.Norm, "__call__", lambda self, x, value=value: x * value)
+        assert choose_forward(tiny_model().model).note.startswith("The model's own forward: ")
+
+
+# ---- the weights
+
+
+def test_fused_weights_are_the_models_own_storage() -> None:
+    model = tiny_model("llama3").model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    logits = expected(model)
+    weights = FastForward(model, is_packed=False).weights
+    block, layer = weights.blocks[0], model.model.layers[0]
+    for projection, first in ((block.qkv, layer.self_attn.q_proj), (block.gate_up, layer.mlp.gate_proj)):
+        assert projection.weight.data_ptr() == first.weight.data_ptr()
+        assert projection.weight.nbytes == sum(part.weight.nbytes for part in projection.layers)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(a, b) for a, b in zip(expected(model), logits, strict=True))
+    assert FastForward(model, is_packed=False).weights.blocks[0].qkv.weight.data_ptr() == block.qkv.weight.data_ptr()
+
+
+def test_the_model_can_still_be_saved_copied_and_trained(tmp_path: Path) -> None:
+    model = tiny_model("qwen2").model
+    FastForward(model)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    for other in (again, copy.deepcopy(model)):
+        for got, want in zip(expected(other), expected(model), strict=True):
+            torch.testing.assert_close(got, want, atol=1e-6, rtol=0)
+    model.requires_grad_(True)
+    model(torch.tensor(PROMPTS[:1])).logits.sum().backward()
+    assert all(layer.self_attn.k_proj.weight.grad is not None for layer in model.model.layers)
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_changed_and_moved_weights_are_followed(is_packed: bool) -> None:
+    model = tiny_model().model
+    forward = FastForward(model, is_packed)
+    first = logits_of(forward)[0]
+    layer = model.model.layers[0]
+    layer.self_attn.k_proj.weight.mul_(1.5)
+    layer.input_layernorm.weight.mul_(0.7)
+    layer.mlp.up_proj.weight.data = layer.mlp.up_proj.weight.data * 1.2
+    second = logits_of(forward)[0]
+    assert not torch.allclose(first, second, atol=1e-2)
+    torch.testing.assert_close(second, expected(model)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_layers_of_another_class_are_called() -> None:
+    model = tiny_model("qwen2").model
+    quantize_linear_layers(model)
+    forward = FastForward(model)
+    assert not any(projection.is_plain for projection in forward.weights.projections)
+    for got, want in zip(logits_of(forward), expected(model), strict=True):
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+# ---- adapters
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize("names", [["qv", None, "all", "dense"], ["qv"], ["dense", "mix"], ["k", "qv", "qv", "up"]])
+def test_rows_equal_merged_weights_in_fused_products(names: list[str | None], is_packed: bool) -> None:
+    """Low-rank and dense changes of one, some or all of the layers behind a product, side by side."""
+    model = tiny_model("qwen2").model
+    known = [
+        low_rank(model, "qv", 3, ("q_proj", "v_proj"), 0.2),
+        low_rank(model, "k", 2, ("k_proj",), 0.2),
+        low_rank(model, "up", 4, ("up_proj", "layers.1.mlp.gate_proj"), 0.2),
+        low_rank(model, "all", 5, ("_proj", "lm_head"), 0.1),
+        dense(model, "dense", ("v_proj", "down_proj", "gate_proj"), 0.1),
+    ]
+    mix = Adapter("mix", known[0].deltas | dense(model, "", ("k_proj", "up_proj"), 0.1).deltas)
+    adapters = AdapterSet(model)
+    for adapter in (*known, mix):
+        adapters.add(adapter)
+    by_name = {adapter.name: adapter for adapter in (*known, mix)}
+    forward = FastForward(model, is_packed)
+    prompts = [PROMPTS[0][: 11 - i] for i in range(len(names))]
+    lengths = [len(prompt) for prompt in prompts]
+    with torch.inference_mode(), forward.adapted(adapters, names):
+        read = forward.prefill(0, [0] * len(prompts), prompts, lengths)
+        step = forward.decode(lengths, torch.tensor([9] * len(prompts)))
+    for row, name in enumerate(names):
+        whole = merged(model, by_name.get(name))(torch.tensor([[*prompts[row], 9]])).logits[0]
+        torch.testing.assert_close(torch.cat([read[row], step[row : row + 1]]), whole, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits_of(forward)[0], expected(model)[0], atol=1e-5, rtol=1e-5)
