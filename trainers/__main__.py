@@ -16,7 +16,9 @@ from uqchat.errors import UqchatError
 TRAINERS: dict[str, tuple[str, str]] = {
     "data": ("trainers.data", "questions to answers, labels and cached features"),
     "query": ("trainers.query", "a LoRA with which the model judges its own answers"),
+    "uq-head": ("trainers.uq_head", "an uncertainty head on cached features"),
     "probe": ("trainers.probe", "small networks on cached hidden states"),
+    "report": ("trainers.metrics_report", "how well risks rank errors, set by set, with intervals"),
 }
 
 

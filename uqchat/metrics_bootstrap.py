@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from uqchat.errors import InputError
 from uqchat.metrics import Numbers, as_array, as_labels, as_probabilities, needs_both
-from uqchat.metrics_weighted import METRICS, Array
+from uqchat.metrics_weighted import METRICS, OF_PROBABILITIES, Array
 
 _CELLS = 4_000_000  # of the weight matrix at a time: 32 MB
-_OF_PROBABILITIES = ("brier", "brier_skill", "ece", "ece_adaptive")
-_DEFINED_FOR_ONE_CLASS = ("brier", "ece", "ece_adaptive", "aurc")
+DEFINED_FOR_ONE_CLASS: Final = ("brier", "ece", "ece_adaptive", "aurc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,8 @@ def macro_bootstrap(
     seed: int = 0,
 ) -> Interval:
     """Unweighted mean over sets of a metric. `sets`: (scores, labels) each; else as `bootstrap`."""
-    draws = [_replicates(metric, s, labels, samples, seed + i) for i, (s, labels) in enumerate(_some(sets))]
-    return _interval(np.mean(draws, axis=0), confidence)
+    draws = [replicates(metric, s, labels, samples, seed + i) for i, (s, labels) in enumerate(_some(sets))]
+    return interval_of(np.mean(draws, axis=0), confidence)
 
 
 def macro_difference(
@@ -89,10 +89,10 @@ def macro_difference(
 ) -> Interval:
     """Unweighted mean over sets of metric(scores) - metric(baseline). `sets`: (scores, baseline, labels) each."""
     draws = [
-        _replicates(metric, s, labels, samples, seed + i) - _replicates(metric, base, labels, samples, seed + i)
+        replicates(metric, s, labels, samples, seed + i) - replicates(metric, base, labels, samples, seed + i)
         for i, (s, base, labels) in enumerate(_some(sets))
     ]
-    return _interval(np.mean(draws, axis=0), confidence)
+    return interval_of(np.mean(draws, axis=0), confidence)
 
 
 def _some(sets: Sequence[tuple[Numbers, ...]]) -> Sequence[tuple[Numbers, ...]]:
@@ -101,13 +101,17 @@ def _some(sets: Sequence[tuple[Numbers, ...]]) -> Sequence[tuple[Numbers, ...]]:
     return sets
 
 
-def _replicates(metric: str, scores: Numbers, labels: Numbers, samples: int, seed: int) -> Array:
-    """(1 + samples,): the metric on all rows, then on each draw. The same seed and N give the same draws."""
+def replicates(metric: str, scores: Numbers, labels: Numbers, samples: int, seed: int) -> Array:
+    """The metric on all rows, then on each draw: (1 + samples,), nan for a draw that leaves it undefined.
+
+    The same seed and N give the same draws, so vectors of two scores on the same rows may be subtracted, and vectors of
+    several sets averaged; `interval_of` makes an interval of the result. Arguments and errors as `bootstrap`.
+    """
     if metric not in METRICS:
         raise InputError(f"Unknown metric {metric!r}; known: {', '.join(METRICS)}.")
-    values = (as_probabilities if metric in _OF_PROBABILITIES else as_array)(scores, "scores")
+    values = (as_probabilities if metric in OF_PROBABILITIES else as_array)(scores, "scores")
     errors = as_labels(labels, "labels", len(values))
-    if metric not in _DEFINED_FOR_ONE_CLASS:
+    if metric not in DEFINED_FOR_ONE_CLASS:
         needs_both(errors, metric)
     blocks = [np.ones((1, len(values))), *draws(len(values), samples, seed)]
     return np.concatenate([METRICS[metric](values, errors, weights) for weights in blocks])
@@ -123,7 +127,8 @@ def draws(count: int, samples: int, seed: int) -> Iterator[Array]:
         yield np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
 
 
-def _interval(draws: Array, confidence: float) -> Interval:
+def interval_of(draws: Array, confidence: float = 0.95) -> Interval:
+    """The first entry with the percentile bounds of the others, nan left out. Raises InputError: a bad confidence."""
     if not 0 < confidence < 1:
         raise InputError(f"confidence must lie between 0 and 1; got {confidence}.")
     value, rest = draws[0], draws[1:][~np.isnan(draws[1:])]

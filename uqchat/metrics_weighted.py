@@ -131,4 +131,6 @@ METRICS: Final[dict[str, Weighted]] = {
     "ece": ece,
     "ece_adaptive": partial(ece, is_adaptive=True),
 }
-"""By the name that `metrics_bootstrap` takes. The last four want a probability of error as score."""
+"""By the name that `metrics_bootstrap` takes."""
+OF_PROBABILITIES: Final = ("brier", "brier_skill", "ece", "ece_adaptive")
+"""Those that want a probability of error as score."""
