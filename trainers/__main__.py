@@ -18,6 +18,7 @@ TRAINERS: dict[str, tuple[str, str]] = {
     "query": ("trainers.query", "a LoRA with which the model judges its own answers"),
     "uq-head": ("trainers.uq_head", "an uncertainty head on cached features"),
     "probe": ("trainers.probe", "small networks on cached hidden states"),
+    "calibrate": ("trainers.calibrate", "raw scores to probabilities of error, with their scope"),
     "report": ("trainers.metrics_report", "how well risks rank errors, set by set, with intervals"),
 }
 

@@ -15,6 +15,7 @@ from uqchat.engine.backend import Request, StepEvent
 from uqchat.features import make_features, rows_of_sequence
 from uqchat.features_base import ModelShape
 from uqchat.heads import HeadError, HeadScorer, load_head, save_head
+from uqchat.heads.modules import make_head
 from uqchat.types import StepSignals, TokenStep
 
 OWN = ({"name": "token_confidence"}, {"name": "token_position"})
@@ -42,9 +43,10 @@ def test_confidence_is_that_of_the_rows_own_token_and_position_counts_from_the_a
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_streamed_logits_equal_those_of_all_rows_at_once(is_causal: bool) -> None:
     engine = make_engine("llama")
-    head = random_head("compact", engine.model, (*OWN, {"name": "basic_hidden_states", "layer_nums": [1]}), **SMALL)
-    head.module.is_causal = is_causal
+    features = (*OWN, {"name": "basic_hidden_states", "layer_nums": [1]})
+    head = random_head("compact", engine.model, features, **SMALL, is_causal=is_causal)
     assert not head.needs.prompt_rows
+    assert random_head("compact", engine.model, OWN, reads_prompt=True, **SMALL).needs.prompt_rows
     steps, scorer, found = steps_of(engine, head.needs), HeadScorer(head, growth=0.5), {}
     for step in steps:
         found |= scorer.push(step)
@@ -54,6 +56,25 @@ def test_streamed_logits_equal_those_of_all_rows_at_once(is_causal: bool) -> Non
     rows = head.features.stream().stacked_rows(signals, confidence)
     expected = head.module(rows[None])[0]
     torch.testing.assert_close(torch.tensor([found[i] for i in range(len(steps))]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_is_no_next_row() -> None:
+    torch.manual_seed(0)
+    head = make_head("compact", 4, SMALL)
+    rows = torch.randn(1, 6, 4)
+    padded = torch.cat([rows[:, :4], 9 * torch.ones(1, 2, 4)], dim=1)
+    is_real = torch.tensor([[True] * 4 + [False] * 2])
+    torch.testing.assert_close(head(padded, is_real)[:, :4], head(rows[:, :4]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_token_is_judged_with_the_row_that_has_read_it() -> None:
+    torch.manual_seed(0)
+    head = make_head("compact", 4, SMALL)
+    rows = torch.randn(3, 8)
+    weight, bias = head.classifier.weight[0], head.classifier.bias[0]
+    expected = [rows[0] @ weight[:8] + rows[1] @ weight[8:] + bias, rows[1] @ weight[:8] + rows[2] @ weight[8:] + bias]
+    torch.testing.assert_close(head.classify(rows)[:2], torch.stack(expected))
+    torch.testing.assert_close(head.classify(rows)[2], head.classify(rows[2]))
 
 
 def test_it_is_saved_in_our_format_only(tmp_path: Path) -> None:

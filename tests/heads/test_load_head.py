@@ -50,9 +50,7 @@ def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]
 
 
 @pytest.mark.parametrize("head_type", [name for name in HEADS if name != "compact"])
-def test_every_published_type_survives_both_formats(
-    head_type: str, loaded: LoadedModel, tmp_path: Path
-) -> None:
+def test_every_published_type_survives_both_formats(head_type: str, loaded: LoadedModel, tmp_path: Path) -> None:
     first = load_head(write_folder(tmp_path / "a", SHAPE, head_type), loaded)
     save_head(first, tmp_path / "b", "luh")
     save_head(load_head(tmp_path / "b", loaded), tmp_path / "c")

@@ -35,6 +35,7 @@ ENCODER_OPTIONS = {
     "n_heads": Option(8, 1, 1024),
     "dropout": Option(0.1, 0.0, 1.0),
     "is_causal": Option(False),
+    "reads_prompt": Option(True),
 }
 
 
@@ -45,7 +46,7 @@ class TokenHead(nn.Module):
     options: ClassVar[dict[str, Option]] = {}
     encoder: nn.TransformerEncoder | None = None
     is_causal: bool = False
-    reads_prompt: ClassVar[bool] = True
+    reads_prompt: bool = True
     """Whether its encoder looks at the prompt's rows too, as that of the published heads does."""
 
     def embed(self, features: torch.Tensor) -> torch.Tensor:
@@ -78,7 +79,7 @@ class ClaimHead(nn.Module):
     options: ClassVar[dict[str, Option]] = {}
     encoder: nn.TransformerEncoder | None = None
     is_causal: bool = False
-    reads_prompt: ClassVar[bool] = True
+    reads_prompt: bool = True
 
     def embed(self, features: torch.Tensor) -> torch.Tensor:
         """(..., F) to (..., d), each row by itself."""

@@ -71,10 +71,11 @@ class Claim(ClaimHead):
         dropout: float = 0.1,
         mask_future_tokens: bool = False,
         is_causal: bool = False,
+        reads_prompt: bool = True,
         has_input_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.is_causal, self.has_input_norm = is_causal, has_input_norm
+        self.is_causal, self.reads_prompt, self.has_input_norm = is_causal, reads_prompt, has_input_norm
         self.proj = projection(num_features, head_dim, dropout, has_input_norm)
         self.entity_embedding = nn.Embedding(2, head_dim)
         self.transformer_encoder = make_encoder(head_dim, n_heads, n_layers, dropout)
@@ -112,7 +113,7 @@ class ClaimLight(ClaimHead):
 
     options: ClassVar[dict[str, Option]] = {
         "head_dim": Option(256, 1),
-        **{name: option for name, option in ENCODER_OPTIONS.items() if name != "is_causal"},
+        **{name: option for name, option in ENCODER_OPTIONS.items() if name not in ("is_causal", "reads_prompt")},
     }
 
     def __init__(

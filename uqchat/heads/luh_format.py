@@ -21,6 +21,7 @@ CONFIG, WEIGHTS = "config.yaml", "weights.pth"
 DEFAULT_TYPE = "luh"
 MAX_CONFIG_BYTES = 1_000_000
 KNOWN = {"head_type", "feature_extractor", "uncertainty_head", "sanitize"}
+OWN_OPTIONS = ("is_causal", "reads_prompt")
 OWN_FEATURES = ("token_confidence", "token_position")
 MODULE = "luh.feature_extractors."  # in front of an extractor's name in such files
 
@@ -90,7 +91,7 @@ def write_luh(head: UncertaintyHead, folder: Path) -> None:
     config = {
         "head_type": head.config.head_type,
         "feature_extractor": [_published(entry, head) for entry in head.config.extractors],
-        "uncertainty_head": {k: v for k, v in head.config.options.items() if k != "is_causal"} or None,
+        "uncertainty_head": {k: v for k, v in head.config.options.items() if k not in OWN_OPTIONS} or None,
     }
     torch.save({name: tensor.cpu() for name, tensor in head.module.state_dict().items()}, folder / WEIGHTS)
     (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
