@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cached_property, reduce
 from operator import or_
 from typing import Any
 
@@ -61,7 +61,7 @@ class FeatureSet:
         """F, numbers per row."""
         return sum(extractor.width for extractor in self.extractors)
 
-    @property
+    @cached_property  # asked for with every token
     def needs(self) -> Signals:
         """What each step must carry."""
         return reduce(or_, (extractor.needs for extractor in self.extractors), Signals())

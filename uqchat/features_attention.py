@@ -50,8 +50,9 @@ class BasicAttention:
     def rows(self, part: Part) -> torch.Tensor:
         """See `Extractor.rows`."""
         weights = picked_layers(part.signals.attention, part.signals, self.layers)  # (n, layers, H, lags)
-        index = torch.tensor(self.heads, device=weights.device)[None, :, :, None]  # (1, layers, heads, 1)
-        weights = weights.gather(2, index.expand(len(weights), -1, -1, weights.shape[-1]))
+        if any(heads != tuple(range(weights.shape[2])) for heads in set(self.heads)):
+            index = torch.tensor(self.heads, device=weights.device)[None, :, :, None]  # (1, layers, heads, 1)
+            weights = weights.gather(2, index.expand(len(weights), -1, -1, weights.shape[-1]))
         weights = weights[..., self.lags.start : self.lags.stop]
         if self.pool:
             return weights.amax(dim=1).transpose(1, 2).flatten(1)  # [lag, head]
