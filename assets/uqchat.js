@@ -71,7 +71,7 @@
   function onFocusIn(event) {
     const token = event.target.closest?.(".uq-t");
     if (!token) return;
-    const level = /uq-b(\d)/.exec(token.className);
+    const level = /uq-b(\d)/.exec(token.className) || /uq-b(\d)/.exec(token.closest(".uq-c")?.className || "");
     token.setAttribute("role", "button");
     token.setAttribute("aria-description", level ? `risk: ${LEVELS[level[1]]}` : "no risk shown");
   }
@@ -139,6 +139,7 @@
     if (action === "copy") return copy(button);
     if (action === "edit") return edit(button.closest("article"), message);
     if (action === "close") return closeInspector();
+    if (action === "claim") return claims.choose(button);
     const { text, chat, index, tokenId, start, end } = button.dataset;
     const data = { action };
     for (const [key, value] of Object.entries({ message, text, chat })) if (value !== undefined) data[key] = value;
@@ -271,6 +272,13 @@
     marker.hidden = true;
   }
 
+  // From uqchat-claims.js; without it tokens work all the same.
+  const claims = window.uqchatClaims?.({ q, all, announce: (text) => (voice.textContent = text) }) ?? {
+    choose() {},
+    show() {},
+    forget() {},
+  };
+
   const scrollers = new WeakMap(); // element -> {stick, height}
 
   function watchScroll(scroller) {
@@ -312,6 +320,7 @@
       if (wanted !== undefined && folded.open !== wanted) folded.open = wanted;
     }
     showChosen();
+    claims.show();
     const scroller = element.closest("#uq-history, #uq-live")?.closest(".uq-scroll");
     if (scroller) {
       watchScroll(scroller);
@@ -364,6 +373,7 @@
     if (busy) send({ action: "stop", message: busy.dataset.m }, busy);
     else if (document.body.dataset.uqDrawer) delete document.body.dataset.uqDrawer;
     else if (chosen || document.body.dataset.uqSheet) closeInspector();
+    else claims.forget();
   }
 
   function showHelp() {

@@ -16,6 +16,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from uqchat.config import GenerationConfig
+from uqchat.errors import ModelError
+from uqchat.host_estimators import Offer
+from uqchat.render_names import named
 from uqchat.types import Alternative, Answer, FinishReason, Message, Risk, ScoredToken, Summary, as_messages
 
 END_ID = 2
@@ -172,6 +175,24 @@ class ScriptedLanguageModel:
             except StopIteration as end:
                 return end.value
 
+    @property
+    def available(self) -> list[Offer]:
+        """As `LanguageModel.available`."""
+        return [offer(name) for name in ESTIMATOR_NAMES]
+
+    def describe(self, name: str) -> Offer:
+        """As `LanguageModel.describe`; there are estimators `shelf/...` that fit, and `shelf/other...` that do not."""
+        if not name.startswith("shelf/"):
+            raise ModelError(f"Unknown estimator {name!r}.")
+        refusal = "It was made for 960 features; this model gives 576." if name.startswith("shelf/other") else None
+        return offer(name, label="UQ head", card="# A head", refusal=refusal)
+
+    def estimator(self, name: str) -> Any:
+        """As `LanguageModel.estimator`, as far as the list of estimators asks."""
+        from uqchat.estimators.base import Estimator  # brings torch
+
+        return type("Scripted", (Estimator,), {"name": name, "score_token": lambda *_: {}})()
+
     def close(self) -> None:
         """Nothing to free."""
 
@@ -238,6 +259,12 @@ def scripted_answer(
     return Answer("".join(t.text for t in tokens), tuple(tokens), risks, summaries, reason, model)
 
 
+def offer(name: str, **changes: Any) -> Offer:
+    """An estimator as a host lists it."""
+    one = named(name)
+    return replace(Offer(name, one.label, unit=one.unit, value_map=one.value_map), **changes)
+
+
 class ScriptedHost:
     """A host that is ready with a `ScriptedLanguageModel`; `set_state` puts it into any other state."""
 
@@ -249,6 +276,7 @@ class ScriptedHost:
     def set_state(self, state: str, message: str = "", **details: Any) -> None:
         """What `status()` says from now on."""
         self._status = {"state": state, "message": message, "done": None, "total": None, "error": None}
+        self._status["offers"] = tuple(offer(name) for name in ESTIMATOR_NAMES)
         self._status |= {"details": "float32 on cpu, 2,048 tokens", **details}
 
     def start(self) -> None:

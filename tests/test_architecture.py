@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("conversation", "conversation_policy", "answer_run", "prompt_text"), ("transfer", "transfer_*")),
     (
         ("store", "store_*", "token_codec"),
-        ("host",),
+        ("host", "host_*"),
         ("render", "render_*"),
         ("jobs", "jobs.*"),
         ("evaluation", "evaluation_*"),

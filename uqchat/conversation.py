@@ -23,17 +23,21 @@ STOP_WAIT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class AskSettings:
-    """How to answer: a system message (left out when empty) and how to choose tokens."""
+    """How to answer: a system message (left out when empty) and how to choose tokens.
+
+    `estimators` names costly ones that are to score the answer too, beside those that every answer gets.
+    """
 
     system: str = ""
     generation: GenerationConfig = GenerationConfig()
+    estimators: tuple[str, ...] = ()
 
 
 class Host(Protocol):
     """The part of `ModelHost` that is used here."""
 
     def status(self) -> Any:
-        """With `.state`, `.model` and `.message`."""
+        """With `.state`, `.model`, `.message` and `.estimators_with`."""
 
     def stream(
         self,
@@ -60,7 +64,7 @@ class Host(Protocol):
 
 
 class Conversations:
-    """All chats of the app: one answer at a time in each, every answer scored by every estimator.
+    """All chats of the app: one answer at a time in each, every answer scored by every cheap estimator.
 
     Raises:
         InputError: from each method that begins an answer: the text, the message or the token is not usable, or an
@@ -163,7 +167,7 @@ class Conversations:
         def start_stream(
             stop: threading.Event, on_queue: Callable[[int], None]
         ) -> Generator[ScoredToken, None, Answer]:
-            names = self._host.status().estimators
+            names = self._host.status().estimators_with(settings.estimators)
             return self._host.stream(
                 messages, names, settings.generation, answer_prefix=prefix, stop=stop, on_queue=on_queue
             )
@@ -178,7 +182,8 @@ class Conversations:
         def start_stream(
             stop: threading.Event, on_queue: Callable[[int], None]
         ) -> Generator[ScoredToken, None, Answer]:
-            answer = self._host.score(messages, text, self._host.status().estimators, stop=stop, on_queue=on_queue)
+            names = self._host.status().estimators_with(settings.estimators)
+            answer = self._host.score(messages, text, names, stop=stop, on_queue=on_queue)
             if answer.finish_reason == "cancelled":
                 return replace(answer, tokens=())  # the run keeps the whole text, which is worth more than half a score
             yield from answer.tokens
@@ -223,7 +228,7 @@ class Conversations:
                 self._beginning.discard(key)
 
     def _checked(self, settings: AskSettings) -> AskSettings:
-        return AskSettings(clean_text(settings.system, self._max_chars, "The system message"), settings.generation)
+        return replace(settings, system=clean_text(settings.system, self._max_chars, "The system message"))
 
     def _ready_model(self) -> str:
         status = self._host.status()

@@ -1,7 +1,8 @@
 """The model that everybody on the page shares: loaded in the background, switched, unloaded, asked. Knows no interface.
 
 Only one job (load, switch, unload) is under way at a time. It waits for running answers, refuses new ones with the
-reason, and leaves the old model in place when the new one fails or the job is cancelled.
+reason, and leaves the old model in place when the new one fails or the job is cancelled. Trained estimators are added
+to the list in the background too, while answers go on.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from uqchat.config import AppConfig, GenerationConfig
 from uqchat.errors import BusyError, ModelCancelledError, ModelError, UqchatError
-from uqchat.estimators import ESTIMATOR_NAMES
+from uqchat.host_estimators import Offer, offers_of
 from uqchat.loading import LoadProgress
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ State = Literal["loading", "ready", "switching", "failed", "empty"]
 class HostStatus:
     """`message` is one sentence for everybody; `done` and `total` are bytes; `error` is why the last job failed.
 
-    `refused`: estimators that this model cannot serve, with the reason.
+    `adding` names the estimator that is being opened, `adding_error` says why the last one could not be.
     """
 
     state: State
@@ -40,12 +41,20 @@ class HostStatus:
     total: int | None = None
     error: str | None = None
     details: str = ""
-    refused: dict[str, str] = field(default_factory=dict)
+    offers: tuple[Offer, ...] = ()
+    adding: str | None = None
+    adding_error: str | None = None
 
     @property
     def estimators(self) -> tuple[str, ...]:
-        """Names of the estimators that this model can serve."""
-        return tuple(name for name in ESTIMATOR_NAMES if name not in self.refused)
+        """Names of the estimators that every answer is scored by: all that fit the model and cost next to nothing."""
+        return tuple(offer.name for offer in self.offers if not offer.refusal and not offer.is_costly)
+
+    def estimators_with(self, wanted: Iterable[str]) -> tuple[str, ...]:
+        """Those, and of the costly ones those that are wanted."""
+        wanted = set(wanted)
+        usable = [offer for offer in self.offers if not offer.refusal]
+        return tuple(offer.name for offer in usable if not offer.is_costly or offer.name in wanted)
 
 
 def load_language_model(name: str, **options: Any) -> LanguageModel:
@@ -72,6 +81,7 @@ class ModelHost:
         self._admitted_count = 0
         self._job: threading.Thread | None = None
         self._cancel = threading.Event()
+        self._added: list[str] = []  # estimators named on the page, tried with every model
         self._status = HostStatus("empty", None, "No model is loaded.")
 
     def start(self) -> None:
@@ -97,6 +107,57 @@ class ModelHost:
         """Begin to free the model once running answers have ended. Raises as `switch`."""
         self._require_switching()
         self._begin("switching", None, {})
+
+    def add_estimator(self, name: str) -> None:
+        """Begin to open a trained estimator, by folder or Hub id, and return at once; `status` tells how it ended.
+
+        Raises:
+            ModelError: switching is turned off, or no name.
+            BusyError: no model is ready, or another one is being opened.
+        """
+        self._require_switching("Adding an estimator")
+        name = name.strip()
+        if not name:
+            raise ModelError("No estimator was named; give a folder or a Hub id such as organisation/name.")
+        with self._changed:
+            model = self._model
+            if self._job is not None or model is None:
+                raise BusyError(f"{self._status.message} Please try again when a model is ready.")
+            if self._status.adding:
+                raise BusyError(f"{self._status.adding} is being opened. Please wait for it.")
+            self._status = replace(self._status, adding=name, adding_error=None)
+        threading.Thread(target=self._add, args=(model, name), name="estimator-loader", daemon=True).start()
+
+    def remove_estimator(self, name: str) -> None:
+        """Take an added estimator off the list; its files stay. Raises ModelError as `add_estimator`."""
+        self._require_switching("Removing an estimator")
+        with self._changed:
+            self._added = [one for one in self._added if one != name]
+            offers = tuple(one for one in self._status.offers if one.name != name or not one.is_added)
+            self._status = replace(self._status, offers=offers)
+
+    def refresh_estimators(self) -> None:
+        """Look again at what there is for the model, as after a training run."""
+        with self._changed:
+            model, added = self._model, tuple(self._added)
+        if model is not None:
+            offers = offers_of(model, added)
+            with self._changed:
+                if self._model is model:
+                    self._status = replace(self._status, offers=offers)
+
+    def _add(self, model: LanguageModel, name: str) -> None:
+        error: str | None = f"{name} could not be opened: an unexpected error."
+        try:
+            error = model.describe(name).refusal
+            with self._changed:
+                self._added += [name] if error is None and name not in self._added else []
+            self.refresh_estimators()
+        except UqchatError as refusal:
+            error = str(refusal)
+        finally:
+            with self._changed:
+                self._status = replace(self._status, adding=None, adding_error=error)
 
     def cancel_switch(self) -> None:
         """Stop the job that is under way; without one nothing happens."""
@@ -192,11 +253,9 @@ class ModelHost:
             raise BusyError(f"{count} waiting for the model already. Please try again in a moment.")
         return self._model
 
-    def _require_switching(self) -> None:
+    def _require_switching(self, what: str = "Changing the model") -> None:
         if not self._config.allow_model_switch:
-            raise ModelError(
-                "Changing the model is turned off here; the operator can allow it with UQCHAT_ALLOW_MODEL_SWITCH=1."
-            )
+            raise ModelError(f"{what} is turned off here; the operator can allow it with UQCHAT_ALLOW_MODEL_SWITCH=1.")
 
     def _begin(self, state: State, name: str | None, options: dict[str, Any]) -> None:
         with self._changed:
@@ -211,11 +270,10 @@ class ModelHost:
 
     def _run(self, name: str | None, options: dict[str, Any]) -> None:
         outcome: tuple[str, str | None] = ("", None)
-        fresh = None
         try:
             self._wait_for_answers(name)
             fresh = self._load_fresh(name, options) if name else None
-            self._replace(fresh)
+            self._replace(fresh, offers_of(fresh, tuple(self._added)) if fresh else ())
         except ModelCancelledError:
             outcome = (f"Loading {name} was cancelled." if name else "Unloading was cancelled.", None)
         except UqchatError as error:
@@ -255,9 +313,10 @@ class ModelHost:
         with self._changed:
             self._set(self._status.state, f"{progress.message}.", progress.done, progress.total)
 
-    def _replace(self, fresh: LanguageModel | None) -> None:
+    def _replace(self, fresh: LanguageModel | None, offers: tuple[Offer, ...]) -> None:
         with self._changed:
             old, self._model = self._model, fresh
+            self._status = replace(self._status, offers=offers)
         if old is not None:
             old.close()
 
@@ -267,17 +326,24 @@ class ModelHost:
             model = self._model
             if model is not None:
                 text = f"{message} {model.name} is ready." if message else f"{model.name} is ready."
-                refused = model.refused
-                details = "; ".join([_details(model), *refused.values()])
-                self._status = HostStatus("ready", model.name, text, error=error, details=details, refused=refused)
+                self._set("ready", text, error=error, details=_details(model))
             else:
-                state: State = "failed" if error else "empty"
-                self._status = HostStatus(state, None, message or "No model is loaded.", error=error)
+                self._set("failed" if error else "empty", message or "No model is loaded.", error=error)
             self._changed.notify_all()
 
-    def _set(self, state: State, message: str, done: int | None = None, total: int | None = None) -> None:
-        model = self._model
-        self._status = HostStatus(state, model.name if model else None, message, done, total)
+    def _set(
+        self,
+        state: State,
+        message: str,
+        done: int | None = None,
+        total: int | None = None,
+        error: str | None = None,
+        details: str = "",
+    ) -> None:
+        now, name = self._status, self._model.name if self._model else None
+        self._status = HostStatus(
+            state, name, message, done, total, error, details, now.offers, now.adding, now.adding_error
+        )
 
 
 def _details(model: LanguageModel) -> str:

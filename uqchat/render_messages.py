@@ -38,15 +38,26 @@ class SnapshotLike(Protocol):
     error: str | None
 
 
-def conversation_html(messages: Iterable[MessageLike], view: RiskView, is_busy: bool = False) -> str:
-    """Finished messages in order; `is_busy` (an answer is under way) switches off what would start another."""
-    return '<div class="uq-messages">' + "".join(_message(message, view, is_busy) for message in messages) + "</div>"
+def conversation_html(
+    messages: Iterable[MessageLike],
+    view: RiskView,
+    is_busy: bool = False,
+    remarks: Mapping[str, str] | None = None,
+) -> str:
+    """Finished messages in order.
+
+    Args:
+        is_busy: an answer is under way; switches off what would start another.
+        remarks: by message id, what to know before reading an answer's colours.
+    """
+    found = "".join(_message(message, view, is_busy, (remarks or {}).get(message.id, "")) for message in messages)
+    return f'<div class="uq-messages">{found}</div>'
 
 
-def _message(message: MessageLike, view: RiskView, is_busy: bool) -> str:
+def _message(message: MessageLike, view: RiskView, is_busy: bool, remark: str) -> str:
     if message.role == "system":
         return ""
-    body = _question(message) if message.role == "user" else _answer(message, view, is_busy)
+    body = _question(message) if message.role == "user" else _answer(message, view, is_busy, remark)
     tools = _toolbar(message, is_busy)
     kind = "user" if message.role == "user" else "answer"
     name = "You" if kind == "user" else "Answer"
@@ -59,7 +70,7 @@ def _question(message: MessageLike) -> str:
     return f'<div class="uq-bubble"><div class="uq-text" dir="auto">{encode(message.text)}</div></div>'
 
 
-def _answer(message: MessageLike, view: RiskView, is_busy: bool) -> str:
+def _answer(message: MessageLike, view: RiskView, is_busy: bool, remark: str) -> str:
     if message.tokens:
         text = tokens_to_html(message.tokens, view, message.id, message.labels)
     else:
@@ -71,7 +82,8 @@ def _answer(message: MessageLike, view: RiskView, is_busy: bool) -> str:
     if message.dropped_messages:
         left = plural(message.dropped_messages, "message")
         dropped = f'<p class="uq-chip">Oldest {left} left out: the window is full</p>'
-    return f"{badge}{dropped}{text}{_notices(message, is_busy)}{summary}{_span_labels(message)}"
+    note = f'<p class="uq-remark" role="note">{encode(remark)}</p>' if remark else ""
+    return f"{badge}{dropped}{note}{text}{_notices(message, is_busy)}{summary}{_span_labels(message)}"
 
 
 def _notices(message: MessageLike, is_busy: bool) -> str:

@@ -81,6 +81,11 @@ class Tab:
         return self.page.chat._store.path(f"browser:{self.kept}", self.session.chat_id)
 
 
+def value_of(update: Any) -> Any:
+    """What a component shows after an update, which may be a bare value."""
+    return update.value if isinstance(update, gr.components.Component) else update
+
+
 def event(action: str, data: dict[str, Any]) -> gr.EventData:
     """The event that a component sends."""
     return gr.EventData(None, {"action": action, **data})

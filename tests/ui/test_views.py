@@ -7,10 +7,9 @@ from collections.abc import Callable
 import gradio as gr
 import pytest
 
-from tests.doubles import ScriptedHost
+from tests.doubles import ESTIMATOR_NAMES, ScriptedHost, offer
 from tests.ui.conftest import FakeRequest, Tab
 from uqchat.errors import ModelError
-from uqchat.estimators import ESTIMATOR_NAMES
 from uqchat.ui.page import Page
 
 NAMES = ["entropy", "max_prob", "margin"]
@@ -33,7 +32,7 @@ def test_an_estimator_that_the_model_cannot_serve_says_why(tab: Tab, monkeypatch
     said: list[str] = []
     monkeypatch.setattr(gr, "Warning", said.append)
     reason = "Margin cannot be used here: this model gives no top-2 log-probabilities."
-    tab.page.views._services.host.set_state("ready", refused={"margin": reason})
+    tab.page.views._services.host.set_state("ready", offers=(offer("entropy"), offer("margin", refusal=reason)))
     tab.page.views.on_view(tab.request, tab.kept, "entropy", "absolute", "risk", NAMES)
     assert said == []
     tab.page.views.on_view(tab.request, tab.kept, "margin", "absolute", "risk", NAMES)

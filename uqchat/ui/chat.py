@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -35,13 +36,13 @@ class ChatHandlers:
         """Send: ask in this tab's chat. On an error the prompt stays in the composer."""
         with shown_to_user():
             user, session = self._services.who(request, kept)
-            return self._ask(user, session, text, ask_settings(*settings)) | {self._widgets.prompt: ""}
+            return self._ask(user, session, text, settings) | {self._widgets.prompt: ""}
 
-    def _ask(self, user: str, session: Session, text: str, settings: AskSettings) -> Updates:
+    def _ask(self, user: str, session: Session, text: str, settings: tuple) -> Updates:
         is_new = session.chat_id is None
         if has_control_characters(text or ""):
             gr.Info("Control characters in your message were left out.")
-        chat_id, run = self._conversations.ask(user, session.chat_id, text or "", settings)
+        chat_id, run = self._conversations.ask(user, session.chat_id, text or "", _settings(session, settings))
         if is_new:
             session.show(chat_id)
         return self._begin(user, session, run) | self._screen.chats(user, session)
@@ -51,7 +52,7 @@ class ChatHandlers:
         with shown_to_user():
             user, session = self._services.who(request, kept)
             is_new = session.chat_id is None
-            given = (text or "", answer or "", ask_settings(*settings))
+            given = (text or "", answer or "", _settings(session, settings))
             chat_id, run = self._conversations.score(user, session.chat_id, *given)
             if is_new:
                 session.show(chat_id)
@@ -128,21 +129,20 @@ class ChatHandlers:
         return self._screen.inspector(user, session)
 
     def _on_ask(self, user: str, session: Session, data: dict, settings: tuple) -> Updates:
-        return self._ask(user, session, _text(data, "text"), ask_settings(*settings))
+        return self._ask(user, session, _text(data, "text"), settings)
 
     def _on_edit(self, user: str, session: Session, data: dict, settings: tuple) -> Updates:
         message_id = self._own(data)
-        run = self._conversations.edit(user, message_id, _text(data, "text"), ask_settings(*settings))
+        run = self._conversations.edit(user, message_id, _text(data, "text"), _settings(session, settings))
         return self._begin(user, session, run)
 
     def _on_retry(self, user: str, session: Session, data: dict, settings: tuple) -> Updates:
-        return self._begin(
-            user, session, self._conversations.regenerate(user, self._own(data), ask_settings(*settings))
-        )
+        run = self._conversations.regenerate(user, self._own(data), _settings(session, settings))
+        return self._begin(user, session, run)
 
     def _on_continue(self, user: str, session: Session, data: dict, settings: tuple) -> Updates:
         place = (self._own(data), _number(data, "index"), _number(data, "token_id"))
-        run = self._conversations.continue_from(user, *place, ask_settings(*settings))
+        run = self._conversations.continue_from(user, *place, _settings(session, settings))
         session.selected = None
         return self._begin(user, session, run) | self._screen.inspector(user, session)
 
@@ -189,6 +189,11 @@ class ChatHandlers:
         "unmark_span": _on_mark,
         "stop": _on_stop_key,
     }
+
+
+def _settings(session: Session, values: tuple) -> AskSettings:
+    """The settings tab, and the estimators that this tab shows."""
+    return replace(ask_settings(*values), estimators=session.wanted)
 
 
 def ask_settings(

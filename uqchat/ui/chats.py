@@ -9,7 +9,7 @@ import gradio as gr
 
 from uqchat.errors import InputError, UqchatError
 from uqchat.transfer import export_chat, import_chat
-from uqchat.ui.choices import from_kept
+from uqchat.ui.choices import Choices, from_kept
 from uqchat.ui.layout import Widgets
 from uqchat.ui.screen import Screen, Updates
 from uqchat.ui.services import Services, shown_to_user
@@ -34,9 +34,11 @@ class ChatsHandlers:
             user, session = self._services.who(request, kept)
             chosen = from_kept(user, choices)
             session.look(*chosen.view)
+            session.follows_default = chosen == Choices()
+            self._screen.settle(session)
             self._show(user, session, last_chat if isinstance(last_chat, str) else None)
             shown = dict(zip(self._widgets.controls(), chosen.values, strict=True))
-            return self._redrawn(user, session) | shown | {self._widgets.user: kept}
+            return shown | self._redrawn(user, session) | {self._widgets.user: kept}
 
     def on_unload(self, request: gr.Request) -> None:
         """The tab is gone: its answers stop, what they have is kept."""

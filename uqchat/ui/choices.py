@@ -11,10 +11,10 @@ from typing import Any, Self, get_args, get_type_hints
 
 from uqchat.config import GenerationConfig
 from uqchat.errors import InputError
-from uqchat.estimators import ESTIMATOR_NAMES, get_estimators
 from uqchat.render import RiskView
 
 _DEFAULT, _VIEW = GenerationConfig(), RiskView()
+_MAX_NAME = 500  # an estimator's name may be a folder
 
 
 @dataclass(frozen=True)
@@ -30,23 +30,24 @@ class Choices:
     repetition_penalty: float = _DEFAULT.repetition_penalty
     top_k: int | None = _DEFAULT.top_k
     stop_strings: str = ""
-    estimator: str = ESTIMATOR_NAMES[0]
+    estimator: str = _VIEW.estimator
     scale: str = _VIEW.scale
     mode: str = _VIEW.mode
-    listed: tuple[str, ...] = ESTIMATOR_NAMES
+    listed: tuple[str, ...] | None = None
+    """None: those that are listed at first, whatever the model offers."""
 
     @classmethod
     def from_values(cls, values: Sequence[Any]) -> Self:
         """Values as the components give them."""
-        return cls(*values[:-1], listed=tuple(values[-1] or ()))
+        return cls(*values[:-1], listed=None if values[-1] is None else tuple(values[-1]))
 
     @property
     def values(self) -> list[Any]:
         """Values as the components take them."""
-        return [getattr(self, one.name) for one in fields(self)][:-1] + [list(self.listed)]
+        return [getattr(self, one.name) for one in fields(self)][:-1] + [self.listed and list(self.listed)]
 
     @property
-    def view(self) -> tuple[str, str, str, tuple[str, ...]]:
+    def view(self) -> tuple[str, str, str, tuple[str, ...] | None]:
         """How answers are drawn: estimator, scale, mode, estimators to list."""
         return self.estimator, self.scale, self.mode, self.listed
 
@@ -69,8 +70,7 @@ def from_kept(user: str, kept: object) -> Choices:
 
 
 def _is_usable(choices: Choices) -> bool:
-    """Whether every control can show its value. Raises InputError on an estimator that does not exist."""
-    get_estimators([choices.estimator, *choices.listed])
+    """Whether every control can show its value; whether an estimator is there is known when the model is."""
     hints = get_type_hints(RiskView)
     numbers = [choices.temperature, choices.top_p, choices.min_p, choices.repetition_penalty]
     counts = [choices.max_new_tokens, choices.seed, choices.top_k]
@@ -78,10 +78,15 @@ def _is_usable(choices: Choices) -> bool:
         choices.scale in get_args(hints["scale"])
         and choices.mode in get_args(hints["mode"])
         and all(isinstance(text, str) for text in (choices.system, choices.stop_strings))
+        and all(_is_name(name) for name in (choices.estimator, *(choices.listed or ())))
         and all(isinstance(number, int | float) for number in numbers)
         and all(count is None or isinstance(count, int) for count in counts)
         and _in_range(choices)
     )
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and 0 < len(name) <= _MAX_NAME
 
 
 def _in_range(choices: Choices) -> bool:

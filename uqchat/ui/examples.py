@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from uqchat.paths import ASSETS
+from uqchat.token_codec import AnswerScores
 from uqchat.types import Alternative, Risk, ScoredToken
 
 EXAMPLES_FILE = ASSETS / "examples.json"
@@ -35,6 +36,7 @@ class ExampleMessage:
     version_count: int = 1
     labels: tuple[()] = ()
     is_example: bool = True
+    scores: AnswerScores = AnswerScores()
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ def load_examples(path: Path = EXAMPLES_FILE) -> Examples:
     data = json.loads(path.read_text(encoding="utf-8"))
     tokens = tuple(_token(item) for item in data["answer"]["tokens"])
     answer = ExampleMessage(f"{EXAMPLE_PREFIX}2", "assistant", data["answer"]["text"], tokens, data["model"])
-    answer = replace(answer, finish_reason=data["answer"]["finish_reason"])
+    risks = {name: Risk(**risk) for name, risk in data["answer"]["risks"].items()}
+    answer = replace(answer, finish_reason=data["answer"]["finish_reason"], scores=AnswerScores(risks))
     question = ExampleMessage(f"{EXAMPLE_PREFIX}1", "user", data["question"])
     return Examples((question, answer), {name: tuple(texts) for name, texts in data["questions"].items()})
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import gradio as gr
 
 from uqchat.config import AppConfig
-from uqchat.estimators import ESTIMATOR_NAMES, ESTIMATORS
 from uqchat.render import RiskView, inspector_html, legend_html
 from uqchat.ui.help import HELP_HTML
+from uqchat.ui.offers import BEFORE, list_rows
 from uqchat.ui.panels import (
     ModelPanel,
     ScorePanel,
@@ -63,6 +63,7 @@ class Widgets:
     status: gr.HTML
     tabs: gr.Tabs
     inspector: gr.HTML
+    claims: gr.HTML
     chart: gr.Plot
     overview: gr.HTML
     listed: gr.CheckboxGroup
@@ -135,14 +136,14 @@ def _left(config: AppConfig) -> dict[str, object]:
 
 
 def _toolbar() -> dict[str, object]:
-    first = ESTIMATORS[0].name
+    first = RiskView().estimator
     with gr.Row(elem_id="uq-toolbar", elem_classes="uq-bar-top"):
         gr.HTML(
             '<button type="button" class="uq-icon uq-i-menu uq-toggle-chats" aria-label="Chats"></button>',
             elem_id="uq-open-chats",
         )
         estimator = gr.Dropdown(
-            [(one.label, one.name) for one in ESTIMATORS],
+            [(one.label, one.name) for one in BEFORE],
             value=first,
             label="Tint by",
             filterable=False,
@@ -158,7 +159,7 @@ def _toolbar() -> dict[str, object]:
             min_width=0,
         )
         mode = gr.Radio(
-            [("Risk", "risk"), ("Markdown", "markdown")],
+            [("Tokens", "risk"), ("Sentences", "sentence"), ("Facts", "entity"), ("Markdown", "markdown")],
             value="risk",
             label="View",
             elem_id="uq-mode",
@@ -201,19 +202,17 @@ def _composer() -> dict[str, object]:
 
 
 def _right(config: AppConfig, models: Sequence[tuple[str, str]]) -> dict[str, object]:
-    names = [(one.label, one.name) for one in ESTIMATORS]
     with gr.Tabs(elem_id="uq-tabs") as tabs:
         with gr.Tab("Inspect", id="inspect"):
             inspector = gr.HTML(inspector_html(None, (), RiskView()), elem_id="uq-inspector", js_on_load=_BIND)
+            claims = gr.HTML("", elem_id="uq-claims", js_on_load=_BIND)
             overview = gr.HTML("", elem_id="uq-overview")
             chart = gr.Plot(label="Risk over the newest answer", show_label=False, elem_id="uq-chart", visible=False)
         with gr.Tab("Score", id="score"):
             scoring = build_score_panel()
         with gr.Tab("Settings", id="settings"):
             settings = build_settings()
-            listed = gr.CheckboxGroup(
-                names, value=list(ESTIMATOR_NAMES), label="Estimators to list", elem_id="uq-listed"
-            )
+            listed = gr.CheckboxGroup(list_rows(()), label="Estimators to list", elem_id="uq-listed")
             reset = gr.Button("Reset to defaults", size="sm", elem_id="uq-reset")
         with gr.Tab("Model", id="model", visible=config.allow_model_switch):
             panel = build_model_panel(models)
@@ -222,6 +221,7 @@ def _right(config: AppConfig, models: Sequence[tuple[str, str]]) -> dict[str, ob
     return {
         "tabs": tabs,
         "inspector": inspector,
+        "claims": claims,
         "chart": chart,
         "overview": overview,
         "listed": listed,

@@ -80,15 +80,20 @@ def _on(
     return event(handler, list(inputs), list(outputs), **options)
 
 
+def _conversation_of(w: Widgets) -> list[Component]:
+    """What `Screen.conversation` draws."""
+    return [w.history, w.live, w.questions, w.send, w.stop, w.undo, w.chart, w.overview, w.claims, w.legend]
+
+
 def _connect_chat(page: Page) -> None:
     w, chat = page.widgets, page.chat
     settings = w.settings.inputs()
-    conversation = [w.history, w.live, w.questions, w.send, w.stop, w.undo, w.chart, w.overview]
+    conversation = _conversation_of(w)
     begun = [*conversation, w.chats, w.inspector, w.tabs, w.ticket, w.last_chat]
     for event in (w.prompt.submit, w.send.click):
         asked = _on(event, chat.respond, [w.user, w.prompt, *settings], [*begun, w.prompt])
         _on(asked.success, None, js=_TO_BOTTOM)
-    for part in (w.history, w.live, w.questions, w.inspector):
+    for part in (w.history, w.live, w.questions, w.inspector, w.claims):
         selected = _on(part.select, chat.on_select, [w.user, *settings], begun, trigger_mode="multiple")
         if part is w.questions:
             _on(selected.success, None, js=_TO_BOTTOM)
@@ -104,13 +109,9 @@ def _connect_chat(page: Page) -> None:
 
 def _connect_chats(page: Page) -> None:
     w, chats = page.widgets, page.chats
-    everything = [
-        *(w.history, w.live, w.questions, w.send, w.stop, w.undo, w.chart, w.overview),
-        *(w.chats, w.inspector, w.legend, w.ticket, w.last_chat),
-    ]
-    opened = _on(
-        page.blocks.load, chats.on_load, [w.user, w.last_chat, w.choices], [*everything, w.user, *w.controls()]
-    )
+    everything = [*_conversation_of(w), w.chats, w.inspector, w.ticket, w.last_chat, w.estimator, w.listed]
+    known = [*everything, w.user, *(one for one in w.controls() if one not in everything)]
+    opened = _on(page.blocks.load, chats.on_load, [w.user, w.last_chat, w.choices], known)
     _on(opened.then, None, js=_BEGIN)
     page.blocks.unload(chats.on_unload)
     cleared = _on(w.new_chat.click, chats.on_new_chat, [w.user], everything)
@@ -126,18 +127,20 @@ def _connect_chats(page: Page) -> None:
 
 def _connect_views(page: Page) -> None:
     w, views, models = page.widgets, page.views, page.models
-    drawn = [w.history, w.live, w.questions, w.send, w.stop, w.undo, w.chart, w.overview, w.inspector, w.legend]
+    drawn = [*_conversation_of(w), w.inspector]
     for control in w.view():
-        _on(control.input, views.on_view, [w.user, *w.view()], drawn, trigger_mode="always_last")
+        shown = [*drawn, w.estimator, w.listed]
+        _on(control.input, views.on_view, [w.user, *w.view()], shown, trigger_mode="always_last")
     for control in w.controls():
         # A slider's own reset tells of itself as a release only.
         for event in (control.input, control.release) if isinstance(control, gr.Slider) else (control.input,):
             _on(event, views.on_choice, [w.user, *w.controls()], [w.choices], trigger_mode="always_last")
     _on(w.reset.click, views.on_reset, [w.user], [*drawn, *w.controls(), w.choices])
     state = [w.status, w.clock, w.panel.status, w.panel.load, w.panel.cancel, w.panel.unload]
-    _on(page.blocks.load, views.on_clock, outputs=state)
-    _on(w.clock.tick, views.on_clock, outputs=state)
+    offered = [*state, *drawn, w.estimator, w.listed]
+    _on(page.blocks.load, views.on_clock, [w.user], offered)
+    _on(w.clock.tick, views.on_clock, [w.user], offered)
     inputs = [w.panel.name, w.panel.dtype, w.panel.quantization, w.panel.token]
-    _on(w.panel.load.click, models.on_load_model, inputs, [*state, w.panel.token])
-    _on(w.panel.cancel.click, models.on_cancel_load, outputs=state)
-    _on(w.panel.unload.click, models.on_unload_model, outputs=state)
+    _on(w.panel.load.click, models.on_load_model, inputs, [*offered, w.panel.token])
+    _on(w.panel.cancel.click, models.on_cancel_load, outputs=offered)
+    _on(w.panel.unload.click, models.on_unload_model, outputs=offered)

@@ -14,6 +14,7 @@ from uqchat.ui.services import Services, open_services
 
 _SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "sans-serif")
 _SYSTEM_MONO = ("ui-monospace", "SF Mono", "Cascadia Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
+_SCRIPTS = ("uqchat-claims.js", "uqchat.js", "uqchat-page.js")
 _MAX_UPLOAD = "64mb"
 _THREADS = 128  # each open stream waits in one; waiting is all it does
 
@@ -70,5 +71,5 @@ def _theme() -> gr.themes.Base:
 
 
 def _scripts() -> str:
-    files = [(ASSETS / name).read_text(encoding="utf-8") for name in ("uqchat.js", "uqchat-page.js")]
+    files = [(ASSETS / name).read_text(encoding="utf-8") for name in _SCRIPTS]
     return "".join(f"<script>{text}</script>" for text in files)

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from threading import Lock
 
 from uqchat.conversation import AnswerRun
-from uqchat.estimators import ESTIMATOR_NAMES, get_estimators
+from uqchat.host_estimators import Offer
 from uqchat.render import RiskView
 
 _MAX_SESSIONS = 10_000
@@ -32,8 +32,14 @@ class Session:
     """Id and title of the chat that was deleted last, for undo."""
     search: str = ""
     view: RiskView = RiskView()
-    listed: tuple[str, ...] = ESTIMATOR_NAMES
-    """Estimators that the inspector and the answer line list; the view's own is always shown."""
+    listed: tuple[str, ...] | None = None
+    """Estimators that the inspector and the overview list, None: the usual ones; the view's own is always shown."""
+    follows_default: bool = True
+    """Whether nobody has chosen what to tint by, so that it may follow the model."""
+    offers: tuple[Offer, ...] = ()
+    """What the picker shows."""
+    policy: str = ""
+    """What answers obey, as `name@version`."""
     run: AnswerRun | None = None
     """The answer that streams into this tab."""
     watched: list[AnswerRun] = field(default_factory=list)
@@ -62,10 +68,14 @@ class Session:
         """Whether an answer streams into this tab."""
         return self.run is not None and is_active(self.run)
 
-    def look(self, estimator: str, scale: str, mode: str, listed: Sequence[str]) -> None:
-        """Change how answers are drawn. Raises InputError on an estimator that does not exist."""
-        get_estimators([estimator, *listed])
-        self.view, self.listed = RiskView(estimator, scale, mode), tuple(listed)
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The estimators that this tab shows, of which costly ones score its answers too."""
+        return (self.view.estimator, *(self.listed or ()))
+
+    def look(self, estimator: str, scale: str, mode: str, listed: Sequence[str] | None) -> None:
+        """Change how answers are drawn."""
+        self.view, self.listed = RiskView(estimator, scale, mode), None if listed is None else tuple(listed)
 
 
 class Sessions:

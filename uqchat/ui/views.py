@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
 from uqchat.ui.choices import Choices, to_keep
 from uqchat.ui.layout import Widgets
+from uqchat.ui.offers import by_name, require_offered, usual_as_none
 from uqchat.ui.screen import Screen, Updates
 from uqchat.ui.services import Services, shown_to_user
+from uqchat.ui.sessions import Session
 from uqchat.ui.user import user_of
 
 
@@ -23,48 +27,73 @@ class ViewHandlers:
         self._screen = screen
 
     def on_view(
-        self, request: gr.Request, kept: str | None, estimator: str, scale: str, mode: str, listed: Sequence[str]
+        self, request: gr.Request, kept: str | None, estimator: str, scale: str, mode: str, listed: Sequence[str] | None
     ) -> Updates:
         """Another estimator, scale or view: only drawing, nothing is generated again."""
         with shown_to_user():
             user, session = self._services.who(request, kept)
-            session.look(estimator, scale, mode, listed)
-            reason = self._services.host.status().refused.get(estimator)
-            if reason:
-                gr.Warning(reason)
-            screen = self._screen
-            return screen.conversation(user, session) | screen.inspector(user, session) | screen.legend(session)
+            offers, old = self._services.host.status().offers, session.view.estimator
+            require_offered(session, estimator, offers)
+            offer = by_name(offers).get(estimator)
+            if offer is not None and offer.refusal:
+                gr.Warning(html.escape(offer.refusal))
+                estimator = old
+            elif offer is not None and offer.is_costly and estimator != old:
+                gr.Info(html.escape(f"Answers from now on are scored by {offer.label} as well."))
+            session.look(estimator, scale, mode, usual_as_none(listed, offers))
+            session.follows_default = session.follows_default and estimator == old
+            return self._redrawn(user, session)
+
+    def _redrawn(self, user: str, session: Session) -> Updates:
+        screen = self._screen
+        return screen.conversation(user, session) | screen.inspector(user, session) | screen.picker(session)
 
     def on_choice(self, request: gr.Request, kept: str | None, *values: Any) -> Updates:
         """A control was changed: the browser keeps all of them."""
         with shown_to_user():
-            return {self._widgets.choices: to_keep(user_of(request, kept), Choices.from_values(values))}
+            chosen = Choices.from_values(values)
+            chosen = replace(chosen, listed=usual_as_none(chosen.listed, self._services.host.status().offers))
+            return {self._widgets.choices: to_keep(user_of(request, kept), chosen)}
 
     def on_reset(self, request: gr.Request, kept: str | None) -> Updates:
         """Reset: every setting and the way answers are drawn, as on the first day."""
         with shown_to_user():
-            user, _ = self._services.who(request, kept)
+            user, session = self._services.who(request, kept)
             default, w = Choices(), self._widgets
+            session.look(*default.view)
+            session.follows_default = True
+            self._screen.settle(session)
             shown = dict(zip(w.controls(), default.values, strict=True))
-            return self.on_view(request, kept, *default.view) | shown | {w.choices: to_keep(user, default)}
+            return shown | self._redrawn(user, session) | {w.choices: to_keep(user, default)}
 
-    def on_clock(self, request: gr.Request) -> Updates:
+    def on_clock(self, request: gr.Request, kept: str | None = None) -> Updates:
         """What everybody should know about the model; nothing is sent while nothing changes."""
         session = self._services.sessions.of(request.session_hash)
-        html = self._screen.status()
-        if html == session.shown_status:
-            return gr.skip()
-        session.shown_status = html
+        return (self._state(session) | self._offered(request, kept, session)) or gr.skip()
+
+    def _state(self, session: Session) -> Updates:
+        shown = self._screen.status()
+        if shown == session.shown_status:
+            return {}
+        session.shown_status = shown
         state = self._services.host.status().state
         is_moving, panel = state in ("loading", "switching"), self._widgets.panel
         return {
-            self._widgets.status: html,
+            self._widgets.status: shown,
             self._widgets.clock: gr.Timer(0.5 if is_moving else 3.0),
-            panel.status: html,
+            panel.status: shown,
             panel.load: gr.Button(interactive=not is_moving),
             panel.cancel: gr.Button(interactive=is_moving),
             panel.unload: gr.Button(interactive=state == "ready"),
         }
+
+    def _offered(self, request: gr.Request, kept: str | None, session: Session) -> Updates:
+        """Another model, or another list of estimators: what is drawn may have to turn to another one."""
+        if not session.is_open or not kept or self._services.host.status().offers == session.offers:
+            return {}
+        user, session = self._services.who(request, kept)
+        self._screen.settle(session)
+        return self._redrawn(user, session)
 
 
 class ModelHandlers:
