@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from uqchat.errors import InputError
 from uqchat.estimators.base import Estimator
+from uqchat.estimators.combination import Combination
 from uqchat.estimators.entropy import Entropy
 from uqchat.estimators.lookback import Lookback
 from uqchat.estimators.margin import Margin
@@ -21,6 +22,7 @@ TRAINED: tuple[type[Estimator], ...] = (
     UqHead,
     Probe,
     QueryEstimator,
+    Combination,
 )
 """Those that are read from a folder, see `uqchat.artifacts`."""
 ESTIMATOR_NAMES: tuple[str, ...] = tuple(one.name for one in ESTIMATORS if one.level == "token")
