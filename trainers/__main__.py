@@ -16,8 +16,10 @@ from uqchat.errors import UqchatError
 TRAINERS: dict[str, tuple[str, str]] = {
     "data": ("trainers.data", "questions to answers, labels and cached features"),
     "query": ("trainers.query", "a LoRA with which the model judges its own answers"),
+    "query-calibrate": ("trainers.query_calibrate", "a trained query's calibration, and its risks for a report"),
     "uq-head": ("trainers.uq_head", "an uncertainty head on cached features"),
     "probe": ("trainers.probe", "small networks on cached hidden states"),
+    "combination": ("trainers.combination", "a logistic combination of estimators"),
     "calibrate": ("trainers.calibrate", "raw scores to probabilities of error, with their scope"),
     "report": ("trainers.metrics_report", "how well risks rank errors, set by set, with intervals"),
 }
