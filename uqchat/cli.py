@@ -1,4 +1,4 @@
-"""The shell: `python -m uqchat [app] | chat | answer | score | evaluate | models | estimators`.
+"""The shell: `python -m uqchat [app] | chat | answer | score | evaluate | heads | models | estimators`.
 
 Reads the arguments and turns errors into exit codes. Knows neither torch nor gradio until a command needs them.
 
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn, TextIO
 
-from uqchat import __version__
+from uqchat import __version__, cli_heads
 from uqchat.cli_evaluate import add_arguments
 from uqchat.cli_terminal import real_stdout
 from uqchat.errors import InputError, UqchatError
@@ -26,6 +26,7 @@ COMMANDS = {
     "answer": ("answer one question, tinted by risk", "uqchat.cli_answer"),
     "score": ("score a given answer, token by token", "uqchat.cli_answer"),
     "evaluate": ("answer and grade a data set into one records file", "uqchat.cli_evaluate"),
+    "heads": ("show, check or export an uncertainty head", "uqchat.cli_heads"),
     "models": ("list models that are known or already here", "uqchat.cli_lists"),
     "estimators": ("list the estimators of risk", "uqchat.cli_lists"),
 }
@@ -91,6 +92,8 @@ def _fill(own: Parser, name: str) -> None:
         own.add_argument("--answer", metavar="TEXT|@FILE", required=True, help="the answer to score")
     if name == "evaluate":
         add_arguments(own)
+    if name == "heads":
+        cli_heads.add_arguments(own)
     if name == "app":
         own.add_argument("--host", help="address to listen on")
         own.add_argument("--port", type=int, help="port to listen on; 0 takes a free one")

@@ -41,10 +41,14 @@ def read_answers(path: Path) -> list[LabelledAnswer]:
     """Labelled answers from JSON lines: `prompt_ids`, `answer_ids`, `claims` (lists of token indices) and `is_error`.
 
     Raises:
-        InputError: a line is not of this form; the text names it.
+        InputError: the file cannot be read, or a line is not of this form; the text names it.
     """
     answers = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    for number, line in enumerate(lines, 1):
         if line.strip():
             try:
                 answers.append(_answer(json.loads(line)))
