@@ -10,17 +10,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from trainers import long_answers
 from trainers.cache import CacheWriter
 from trainers.capture import default_layers
 from trainers.generate import Task, generate, make_tasks
-from trainers.prompts import STYLES, make_messages, pick_examples
+from trainers.label import AUDIT_ROWS, GRADERS, label_folder, write_audit
+from trainers.prompts import STYLES, Messages, make_messages, pick_examples
 from trainers.questions import Question, read_questions, shared_file
 from trainers.splits import CALIBRATION, shuffled, split
 from uqchat.config import GenerationConfig
 from uqchat.errors import InputError
 from uqchat.types import Signals
 
-MAX_NEW_TOKENS = {"page": 48, "short": 20, "sentence": 48}
+MAX_NEW_TOKENS = {"page": 48, "short": 20, "sentence": 48, "several": 72}
 """Defaults: an answer that rambles on has long given what was asked."""
 
 
@@ -28,11 +30,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The stages and their arguments."""
     stages = parser.add_subparsers(dest="stage", required=True)
     _add_generate(stages.add_parser("generate", help="answer questions, with every signal cached"))
+    label = stages.add_parser("label", help="grade answers and label their tokens")
+    label.add_argument("folders", type=Path, nargs="+", help="folders that generate wrote")
+    label.add_argument("--grader", choices=sorted(GRADERS), default="alias")
+    label.add_argument("--audit", type=int, default=AUDIT_ROWS, help="rows of audit.md, for a person to look at")
 
 
 def main(args: argparse.Namespace) -> int:
     """Run one stage."""
-    return {"generate": run_generate}[args.stage](args)
+    return {"generate": run_generate, "label": run_label}[args.stage](args)
+
+
+def run_label(args: argparse.Namespace) -> int:
+    """The stage `label`."""
+    for folder in args.folders:
+        counts = label_folder(folder, GRADERS[args.grader])
+        write_audit(folder, args.audit)
+        print(f"{folder}: {counts}", file=sys.stderr)
+    return 0
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +59,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="only the first so many of a fixed shuffle of the file")
     parser.add_argument("--style", choices=STYLES, default="page")
     parser.add_argument("--k-shot", type=int, default=0, help="answered examples before the question")
+    parser.add_argument("--several", type=int, help="ask for several facts at once, so many prompts; easy_facts only")
     parser.add_argument("--max-new-tokens", type=int, help=f"default: {MAX_NEW_TOKENS}")
     parser.add_argument("--samples", type=int, default=0, help="drawn answers on top of the greedy one")
     parser.add_argument("--temperature", type=float, default=0.0, help="of the drawn answers")
@@ -76,7 +92,9 @@ def run_generate(args: argparse.Namespace) -> int:
         "weights_fingerprint": weights_fingerprint(model.model),
         "chat_template_hash": template_hash(model.tokenizer),
         "dtype": model.dtype,
-        **{name: getattr(args, name) for name in ("set", "split", "style", "limit", "calibration", "k_shot")},
+        **{
+            name: getattr(args, name) for name in ("set", "split", "style", "limit", "calibration", "k_shot", "several")
+        },
         **{name: getattr(args, name) for name in ("samples", "temperature", "seed")},
         "file": str(args.file) if args.file else None,
         "max_new_tokens": tasks[0].generation.max_new_tokens,
@@ -100,15 +118,22 @@ def plan_tasks(args: argparse.Namespace) -> list[Task]:
         InputError: no such set or split, or no question is left.
     """
     questions, pool = choose_questions(args)
+    if args.several:
+        style, asked = "several", long_answers.compose(questions, pool, args.several, args.split, args.seed)
+        return _with_settings(asked, style, args)
     asked = [
         (question, make_messages(question, args.style, pick_examples(question, pool, args.k_shot, args.seed)))
         for question in questions
     ]
-    tokens = MAX_NEW_TOKENS[args.style] if args.max_new_tokens is None else args.max_new_tokens
+    return _with_settings(asked, args.style, args)
+
+
+def _with_settings(asked: list[tuple[Question, Messages]], style: str, args: argparse.Namespace) -> list[Task]:
+    tokens = MAX_NEW_TOKENS[style] if args.max_new_tokens is None else args.max_new_tokens
     if tokens < 1:
         raise InputError(f"--max-new-tokens must be 1 or more; got {tokens}.")
     config = GenerationConfig(max_new_tokens=tokens, temperature=args.temperature, seed=args.seed)
-    return make_tasks(asked, args.split, args.style, config, args.samples)
+    return make_tasks(asked, args.split, style, config, args.samples)
 
 
 def choose_questions(args: argparse.Namespace) -> tuple[list[Question], list[Question]]:
@@ -121,7 +146,13 @@ def choose_questions(args: argparse.Namespace) -> tuple[list[Question], list[Que
     taken = [question for question in shuffled(questions, args.limit) if question.id in chosen]
     if not taken:
         raise InputError(f"No question of {path} is left in split {args.split!r} with --limit {args.limit}.")
-    return taken, parts.get("train", questions) if args.k_shot else []
+    return taken, _examples(args) if args.k_shot or args.several else []
+
+
+def _examples(args: argparse.Namespace) -> list[Question]:
+    """Training questions, also for other splits: nobody's answer is shown that is to be judged."""
+    path = args.file or shared_file(args.set, "train")
+    return split(read_questions(path, args.set), args.calibration)["train"]
 
 
 def wanted_signals(args: argparse.Namespace, model: Any) -> Signals:
