@@ -152,6 +152,7 @@ def _places(names: Sequence[str], domains: Mapping[str, Sequence[str]]) -> Itera
         present = [name for name in members if name in names]
         if present:
             yield domain, [(name,) for name in present]
+        if len(present) > 1:
             yield f"{domain}, pooled", [tuple(present)]
 
 
