@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
+from uqchat.render_policy import decided_html, kept_tokens
 from uqchat.render_text import encode, plural
 from uqchat.render_tokens import SpanLabel, answer_line, tokens_to_html
 from uqchat.render_units import RiskView
-from uqchat.types import ScoredToken
+from uqchat.types import Decision, ScoredToken
 
 
 class MessageLike(Protocol):
@@ -43,21 +44,26 @@ def conversation_html(
     view: RiskView,
     is_busy: bool = False,
     remarks: Mapping[str, str] | None = None,
+    decisions: Mapping[str, Decision] | None = None,
 ) -> str:
     """Finished messages in order.
 
     Args:
         is_busy: an answer is under way; switches off what would start another.
         remarks: by message id, what to know before reading an answer's colours.
+        decisions: by message id, what a policy made of an answer.
     """
-    found = "".join(_message(message, view, is_busy, (remarks or {}).get(message.id, "")) for message in messages)
+    known, decided = remarks or {}, decisions or {}
+    found = "".join(
+        _message(message, view, is_busy, known.get(message.id, ""), decided.get(message.id)) for message in messages
+    )
     return f'<div class="uq-messages">{found}</div>'
 
 
-def _message(message: MessageLike, view: RiskView, is_busy: bool, remark: str) -> str:
+def _message(message: MessageLike, view: RiskView, is_busy: bool, remark: str, decision: Decision | None) -> str:
     if message.role == "system":
         return ""
-    body = _question(message) if message.role == "user" else _answer(message, view, is_busy, remark)
+    body = _question(message) if message.role == "user" else _answer(message, view, is_busy, remark, decision)
     tools = _toolbar(message, is_busy)
     kind = "user" if message.role == "user" else "answer"
     name = "You" if kind == "user" else "Answer"
@@ -70,13 +76,18 @@ def _question(message: MessageLike) -> str:
     return f'<div class="uq-bubble"><div class="uq-text" dir="auto">{encode(message.text)}</div></div>'
 
 
-def _answer(message: MessageLike, view: RiskView, is_busy: bool, remark: str) -> str:
+def _answer(message: MessageLike, view: RiskView, is_busy: bool, remark: str, decision: Decision | None) -> str:
     if message.tokens:
         text = tokens_to_html(message.tokens, view, message.id, message.labels)
     else:
         text = f'<div class="uq-text" dir="auto" data-m="{encode(message.id)}">{encode(message.text)}</div>'
+    if decision is not None:
+        kept = kept_tokens(message.tokens, decision) if decision.hidden else []
+        shown = tokens_to_html(kept, view, message.id, message.labels) if kept else text
+        text = decided_html(decision, message.id, text, shown)
+    is_hidden = decision is not None and (decision.is_hidden or bool(decision.hidden))
     badge = '<span class="uq-badge">Stored example</span>' if message.is_example else ""
-    line = answer_line(message.tokens, view)
+    line = "" if is_hidden else answer_line(message.tokens, view)  # it quotes the answer
     summary = f'<p class="uq-line">{encode(line)}</p>' if line else ""
     dropped = ""
     if message.dropped_messages:
