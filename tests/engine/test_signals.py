@@ -8,9 +8,9 @@ import torch
 from tests.engine.test_decode import drain, ids_of, make_engine
 from uqchat.config import GenerationConfig
 from uqchat.engine import decode
-from uqchat.engine.attention import log_sum_exp, near_keys, window_weights
 from uqchat.engine.backend import Request
 from uqchat.engine.decode import Engine
+from uqchat.engine.window import log_sum_exp, near_keys, window_weights
 from uqchat.errors import InputError
 from uqchat.language_model import LanguageModel
 from uqchat.types import Signals

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from uqchat.engine.attention import NAME, AttentionWindow
+from uqchat.engine.attention import NAME
+from uqchat.engine.window import AttentionWindow
 from uqchat.types import Signals, StepSignals
 
 
@@ -35,20 +36,21 @@ class Capture:
         hidden = {layer: self.hidden[layer][sequence, row].clone() for layer in wanted.hidden_layers}
         attention, on_prompt, layers = None, None, ()
         if wanted.has_attention and self.window is not None:
-            recorded = sorted(self.window.weights or self.window.on_prompt)
+            recorded = self.window.recorded
             layers = tuple(recorded if wanted.attention_layers is None else wanted.attention_layers)
+            chosen = slice(None) if layers == tuple(recorded) else [recorded.index(layer) for layer in layers]
             if wanted.attention_lags:
-                picked = [self.window.weights[layer][sequence, :, row, : wanted.attention_lags] for layer in layers]
-                attention = _rows_first(torch.stack(picked), row)  # ([R,] layers, H, lags)
+                weights = self.window.weights()[:, sequence, :, row, : wanted.attention_lags]
+                attention = _rows_first(weights[chosen], row)  # ([R,] layers, H, lags)
             if wanted.prompt_attention:
-                sums = [self.window.on_prompt[layer][sequence, :, row] for layer in layers]
-                on_prompt = _rows_first(torch.stack(sums), row)  # ([R,] layers, H)
+                on_prompt = _rows_first(self.window.on_prompt()[:, sequence, :, row][chosen], row)  # ([R,] layers, H)
         ids = self.input_ids[sequence, row].clone() if wanted.input_ids else None
         return StepSignals(hidden, attention, layers, prompt_attention=on_prompt, input_ids=ids)
 
 
 def _rows_first(stacked: torch.Tensor, row: int | slice) -> torch.Tensor:
-    return stacked if isinstance(row, int) else stacked.movedim(2, 0).contiguous()
+    """A copy, rows before layers where there are several."""
+    return (stacked if isinstance(row, int) else stacked.movedim(2, 0)).clone(memory_format=torch.contiguous_format)
 
 
 def available_signals(model: PreTrainedModel) -> tuple[tuple[int, ...], bool]:
