@@ -1,6 +1,7 @@
 // The list of claims and their places in the answer. uqchat.js calls it; it knows no event and no server.
-window.uqchatClaims = function ({ q, all, announce }) {
+window.uqchatClaims = function (page) {
   "use strict";
+  const { q, all, announce } = page;
   let chosen = null; // {message, number}
 
   function place() {

@@ -10,7 +10,9 @@ from typing import Any, Protocol
 
 from uqchat.answer_run import AnswerRun, RunSnapshot, StartStream
 from uqchat.config import AppConfig, GenerationConfig
+from uqchat.conversation_policy import PolicyGate
 from uqchat.errors import BusyError, InputError
+from uqchat.policy import PolicyStore
 from uqchat.prompt_text import clean_answer, clean_prompt, clean_text, messages_for_model, title_of
 from uqchat.store import NEW_CHAT_TITLE, Store, StoredMessage
 from uqchat.types import Answer, Message, ScoredToken
@@ -26,11 +28,13 @@ class AskSettings:
     """How to answer: a system message (left out when empty) and how to choose tokens.
 
     `estimators` names costly ones that are to score the answer too, beside those that every answer gets.
+    `policy` is what the answer obeys: `name`, `name@version`, or '' for none.
     """
 
     system: str = ""
     generation: GenerationConfig = GenerationConfig()
     estimators: tuple[str, ...] = ()
+    policy: str = ""
 
 
 class Host(Protocol):
@@ -76,6 +80,7 @@ class Conversations:
     def __init__(self, store: Store, host: Host, config: AppConfig) -> None:
         self._store, self._host = store, host
         self._max_chars = config.max_prompt_chars
+        self._gate = PolicyGate(host, config)
         self._lock = threading.Lock()
         self._runs: dict[tuple[str, str], AnswerRun] = {}
         self._beginning: set[tuple[str, str]] = set()
@@ -140,6 +145,12 @@ class Conversations:
             run.stop()
         for run in runs:
             run.join(STOP_WAIT_S)
+        self._gate.close()
+
+    @property
+    def policies(self) -> PolicyStore:
+        """What chats can be made to obey."""
+        return self._gate.store
 
     @contextmanager
     def _asked(self, user: str, chat_id: str | None, text: str) -> Iterator[list[StoredMessage]]:
@@ -162,28 +173,25 @@ class Conversations:
         model: str,
         prefix: tuple[int, ...] = (),
     ) -> AnswerRun:
-        messages = messages_for_model(branch, settings.system)
+        messages, policy = messages_for_model(branch, settings.system), self._gate.find(settings.policy)
 
         def start_stream(
             stop: threading.Event, on_queue: Callable[[int], None]
         ) -> Generator[ScoredToken, None, Answer]:
-            names = self._host.status().estimators_with(settings.estimators)
-            return self._host.stream(
-                messages, names, settings.generation, answer_prefix=prefix, stop=stop, on_queue=on_queue
-            )
+            given = (policy, messages, settings.estimators, settings.generation)
+            return self._gate.stream(*given, answer_prefix=prefix, stop=stop, on_queue=on_queue)
 
         return self._run(user, branch[-1], model, start_stream)
 
     def _scored(
         self, user: str, branch: Sequence[StoredMessage], text: str, settings: AskSettings, model: str
     ) -> AnswerRun:
-        messages = messages_for_model(branch, settings.system)
+        messages, policy = messages_for_model(branch, settings.system), self._gate.find(settings.policy)
 
         def start_stream(
             stop: threading.Event, on_queue: Callable[[int], None]
         ) -> Generator[ScoredToken, None, Answer]:
-            names = self._host.status().estimators_with(settings.estimators)
-            answer = self._host.score(messages, text, names, stop=stop, on_queue=on_queue)
+            answer = self._gate.score(policy, messages, text, settings.estimators, stop=stop, on_queue=on_queue)
             if answer.finish_reason == "cancelled":
                 return replace(answer, tokens=())  # the run keeps the whole text, which is worth more than half a score
             yield from answer.tokens
@@ -228,6 +236,7 @@ class Conversations:
                 self._beginning.discard(key)
 
     def _checked(self, settings: AskSettings) -> AskSettings:
+        self._gate.find(settings.policy)
         return replace(settings, system=clean_text(settings.system, self._max_chars, "The system message"))
 
     def _ready_model(self) -> str:

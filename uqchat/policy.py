@@ -49,10 +49,10 @@ class Costs(_Record):
     """What one of each is worth, in one unit of the user's choice."""
 
     wrong: Annotated[float, Field(ge=0)] = 1.0
-    refusal: Annotated[float, Field(ge=0)] = 0.2
+    refusal: Annotated[float, Field(ge=0)] = 0.25
     withheld: Annotated[float, Field(ge=0)] = 0.0
     """A right answer that was declined, on top of the refusal."""
-    hand_over: Annotated[float, Field(ge=0)] = 0.5
+    hand_over: Annotated[float, Field(ge=0)] | None = None
 
 
 class Origin(_Record):

@@ -193,7 +193,7 @@ class ChatHandlers:
 
 def _settings(session: Session, values: tuple) -> AskSettings:
     """The settings tab, and the estimators that this tab shows."""
-    return replace(ask_settings(*values), estimators=session.wanted)
+    return replace(ask_settings(*values), estimators=session.wanted, policy=session.policy)
 
 
 def ask_settings(

@@ -28,6 +28,8 @@ from uqchat.ui.panels import (
     build_score_panel,
     build_settings,
 )
+from uqchat.ui.playground_layout import Playground, build_playground
+from uqchat.ui.policies import PolicyChoice, build_policy_choice
 
 # assets/uqchat.js turns clicks and keys inside these components into one 'select' event {action, ...}.
 _BIND = "window.uqchat.bind(element, trigger, 'select');"
@@ -71,6 +73,8 @@ class Widgets:
     settings: Settings
     panel: ModelPanel
     scoring: ScorePanel
+    policy: PolicyChoice
+    playground: Playground
 
     def controls(self) -> list[gr.components.Component]:
         """All that the browser keeps, in the order of `Choices`."""
@@ -93,6 +97,7 @@ def build_layout(config: AppConfig, models: Sequence[tuple[str, str]]) -> Widget
     with gr.Tabs(elem_id="uq-views") as views:
         with gr.Tab("Chat", id="chat"):
             found |= _chat(config, models)
+        found["playground"] = build_playground()
     return Widgets(views=views, **found)
 
 
@@ -212,6 +217,7 @@ def _right(config: AppConfig, models: Sequence[tuple[str, str]]) -> dict[str, ob
             scoring = build_score_panel()
         with gr.Tab("Settings", id="settings"):
             settings = build_settings()
+            policy = build_policy_choice(config)
             listed = gr.CheckboxGroup(list_rows(()), label="Estimators to list", elem_id="uq-listed")
             reset = gr.Button("Reset to defaults", size="sm", elem_id="uq-reset")
         with gr.Tab("Model", id="model", visible=config.allow_model_switch):
@@ -227,6 +233,7 @@ def _right(config: AppConfig, models: Sequence[tuple[str, str]]) -> dict[str, ob
         "listed": listed,
         "reset": reset,
         "settings": settings,
+        "policy": policy,
         "panel": panel,
         "scoring": scoring,
     }

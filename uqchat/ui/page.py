@@ -15,6 +15,10 @@ from uqchat.ui.answer_api import make_answer_endpoint, make_score_endpoint
 from uqchat.ui.chat import ChatHandlers
 from uqchat.ui.chats import ChatsHandlers
 from uqchat.ui.layout import Widgets, build_layout
+from uqchat.ui.playground import PlaygroundHandlers
+from uqchat.ui.playground import connect as connect_playground
+from uqchat.ui.policies import PolicyHandlers
+from uqchat.ui.policies import connect as connect_policies
 from uqchat.ui.screen import Screen
 from uqchat.ui.services import Services
 from uqchat.ui.views import ModelHandlers, ViewHandlers
@@ -36,6 +40,8 @@ class Page:
     chats: ChatsHandlers
     views: ViewHandlers
     models: ModelHandlers
+    playground: PlaygroundHandlers
+    policies: PolicyHandlers
 
 
 def build_page(services: Services) -> Page:
@@ -51,6 +57,7 @@ def build_page(services: Services) -> Page:
         widgets = build_layout(services.config, models)
         screen = Screen(services, widgets)
         views = ViewHandlers(services, widgets, screen)
+        playground = PlaygroundHandlers(services, widgets.playground)
         page = Page(
             blocks,
             widgets,
@@ -58,10 +65,14 @@ def build_page(services: Services) -> Page:
             ChatsHandlers(services, widgets, screen),
             views,
             ModelHandlers(services, widgets, views),
+            playground,
+            PolicyHandlers(services, widgets.policy, playground),
         )
         _connect_chat(page)
-        _connect_chats(page)
+        opened = _connect_chats(page)
         _connect_views(page)
+        connect_playground(_on, page.playground, widgets.playground)
+        connect_policies(_on, opened, page.policies, widgets.policy, widgets.user, widgets.playground)
         for make, name in ((make_answer_endpoint, "answer"), (make_score_endpoint, "score")):
             gr.api(make(services.host, services.config), api_name=name, concurrency_limit=None)
     blocks.queue(max_size=None, default_concurrency_limit=None)  # the host limits how many questions may wait
@@ -107,7 +118,8 @@ def _connect_chat(page: Page) -> None:
     _on(w.undo.click, chat.on_undo, [w.user], [*conversation, w.inspector, w.prompt])
 
 
-def _connect_chats(page: Page) -> None:
+def _connect_chats(page: Page) -> Dependency:
+    """Returns the event after which the page knows its user."""
     w, chats = page.widgets, page.chats
     everything = [*_conversation_of(w), w.chats, w.inspector, w.ticket, w.last_chat, w.estimator, w.listed]
     known = [*everything, w.user, *(one for one in w.controls() if one not in everything)]
@@ -123,6 +135,7 @@ def _connect_chats(page: Page) -> None:
     for button in w.exports:
         exported = _on(button.click, chats.on_export, [w.user, button], [w.download])
         _on(exported.success, None, js=_PRESS_DOWNLOAD)
+    return opened
 
 
 def _connect_views(page: Page) -> None:

@@ -14,7 +14,7 @@ from uqchat.ui.services import Services, open_services
 
 _SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "sans-serif")
 _SYSTEM_MONO = ("ui-monospace", "SF Mono", "Cascadia Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
-_SCRIPTS = ("uqchat-claims.js", "uqchat.js", "uqchat-page.js")
+_SCRIPTS = ("uqchat-claims.js", "uqchat.js", "uqchat-page.js", "uqchat-playground.js")
 _MAX_UPLOAD = "64mb"
 _THREADS = 128  # each open stream waits in one; waiting is all it does
 
@@ -50,7 +50,9 @@ def launch(services: Services, **options: Any) -> Page:
             "ssr_mode": False,
             "share": False,
             "theme": _theme(),
-            "css_paths": [ASSETS / name for name in ("uqchat.css", "uqchat-icons.css", "uqchat-page.css")],
+            "css_paths": [
+                ASSETS / name for name in ("uqchat.css", "uqchat-icons.css", "uqchat-page.css", "uqchat-playground.css")
+            ],
             "head": _scripts(),
             **options,
         }

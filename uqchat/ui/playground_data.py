@@ -1,0 +1,296 @@
+"""What the threshold playground shows, computed: curves for the browser, tables for a threshold. Knows no component.
+
+The answers of a run are split in two by their question: on the calibration part a threshold is certified, on the other
+part everything is shown. The browser gets risks and grades once, sorted; it counts by itself while a threshold moves.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from uqchat.errors import InputError
+from uqchat.paths import ASSETS
+from uqchat.policy import Guarantee, Origin, Policy
+from uqchat.records import Labelled, Records, read_records
+from uqchat.selective import accuracy_band
+from uqchat.selective_guarantee import guaranteed_threshold, more_rows_needed
+
+MAX_CURVES = 8
+MIN_SPLIT = 20  # graded answers below which a run is not split: neither part would say anything
+ERROR_LEVELS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
+OPENING_COVERAGE = 0.1  # the view opens at the strictest level that lets at least this share be answered
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a guarantee is to promise: at most `max_error` wrong among the answered, with confidence 1 - `delta`."""
+
+    max_error: float = 0.3
+    delta: float = 0.1
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One estimator on one run. `calibration` certifies, `report` is shown; both sorted by risk."""
+
+    run: Records
+    estimator: str
+    calibration: Labelled = field(repr=False)
+    report: Labelled = field(repr=False)
+
+    @property
+    def key(self) -> str:
+        """What it is called in the page."""
+        return f"{self.run.name}: {self.estimator}"
+
+    def certified(self, wish: Wish) -> float | None:
+        """The largest threshold that the calibration part certifies, or None."""
+        if not len(self.calibration.risk):
+            return None
+        found = guaranteed_threshold(self.calibration.risk, self.calibration.is_error, wish.max_error, wish.delta)
+        return None if found is None else float(found)
+
+    def more_rows(self, wish: Wish) -> int | None:
+        """About how many more calibration answers a certificate would take; None: more than can be told."""
+        found = self.calibration
+        if not len(found.risk):
+            return None
+        return more_rows_needed(found.risk, found.is_error, wish.max_error, wish.delta)
+
+    def threshold_at(self, rank: int) -> float:
+        """The exact threshold that answers the `rank` least risky answers of the report part; 0 for none of them."""
+        risk = self.report.risk
+        return float(risk[min(rank, len(risk)) - 1]) if rank > 0 and len(risk) else 0.0
+
+    def coverage(self, threshold: float) -> float:
+        """Share of the report part that is answered."""
+        return float((self.report.risk <= threshold).mean()) if len(self.report.risk) else 0.0
+
+    def accuracy(self, threshold: float) -> float | None:
+        """Share of right ones among those; None when nothing is answered."""
+        answered = self.report.is_error[self.report.risk <= threshold]
+        return float(1 - answered.mean()) if len(answered) else None
+
+    @cached_property
+    def scope(self) -> str | None:
+        """The scope of its calibration, where all rows agree on one."""
+        found = {
+            json.loads(text or "{}").get("calibrations", {}).get(self.estimator)
+            for text in self.run.table["versions"].unique().to_pylist()
+        } - {None}
+        return found.pop() if len(found) == 1 else None
+
+
+def parts(records: Records) -> np.ndarray:
+    """(N,) bool: rows of the calibration part. All answers to a question are in the same part, in every run."""
+    return np.array([zlib.crc32(name.encode()) & 1 for name in records.strings("question_id")], dtype=bool)
+
+
+def make_curve(records: Records, estimator: str) -> Curve:
+    """One estimator's answers in both parts; few answers are not split and certify nothing."""
+    found = records.labelled(estimator)
+    if len(found.rows) < MIN_SPLIT:
+        return Curve(records, estimator, _sorted(found, np.zeros(len(found.rows), dtype=bool)), _sorted(found))
+    is_calibration = parts(records)[found.rows]
+    if is_calibration.all() or not is_calibration.any():  # questions without ids of their own
+        is_calibration = np.arange(len(found.rows)) % 2 == 0
+    return Curve(records, estimator, _sorted(found, is_calibration), _sorted(found, ~is_calibration))
+
+
+def _sorted(found: Labelled, keep: np.ndarray | None = None) -> Labelled:
+    rows = np.arange(len(found.rows)) if keep is None else np.flatnonzero(keep)
+    order = rows[np.argsort(found.risk[rows], kind="stable")]
+    return Labelled(found.risk[order], found.is_error[order], found.rows[order])
+
+
+def opening(curves: Sequence[Curve], delta: float = 0.1) -> tuple[Curve, Wish]:
+    """The curve and level to open with: the strictest level that some curve certifies at a useful coverage."""
+    best: tuple[float, Curve, Wish] | None = None
+    for level in ERROR_LEVELS:
+        wish = Wish(level, delta)
+        for curve in curves:
+            threshold = curve.certified(wish)
+            coverage = 0.0 if threshold is None else curve.coverage(threshold)
+            if threshold is not None and (best is None or coverage > best[0]):
+                best = (coverage, curve, wish)
+        if best is not None and best[0] >= OPENING_COVERAGE:
+            break
+    return (best[1], best[2]) if best else (curves[0], Wish(ERROR_LEVELS[-1], delta))
+
+
+def payload(curves: Sequence[Curve], chosen: str, wish: Wish) -> str:
+    """Everything that the browser needs to follow a threshold, as JSON that is safe as text in HTML."""
+    data = {
+        "chosen": chosen,
+        "wish": {"max_error": wish.max_error, "delta": wish.delta},
+        "curves": [_for_browser(curve, wish) for curve in curves],
+    }
+    return json.dumps(data, ensure_ascii=True).replace("<", "\\u003c").replace("&", "\\u0026").replace("$", "\\u0024")
+
+
+def _for_browser(curve: Curve, wish: Wish) -> dict[str, Any]:
+    threshold = curve.certified(wish)
+    return {
+        "key": curve.key,
+        "run": curve.run.name,
+        "estimator": curve.estimator,
+        "isCalibrated": curve.scope is not None,
+        "risk": _packed(curve.report.risk, "<f4"),
+        "error": _packed(curve.report.is_error, "u1"),
+        "count": len(curve.report.risk),
+        "calibrationCount": len(curve.calibration.risk),
+        "certifiedRank": None if threshold is None else int((curve.report.risk <= threshold).sum()),
+        "certified": threshold,
+        "calibrationErrors": int(curve.calibration.is_error.sum()),
+        "band": band(curve.report),
+    }
+
+
+def _packed(values: np.ndarray, kind: str) -> str:
+    return base64.b64encode(values.astype(kind).tobytes()).decode("ascii")
+
+
+def band(found: Labelled, most: int = 4000) -> dict[str, list[float]]:
+    """90 % bootstrap band of the accuracy at each coverage.
+
+    Of more than `most` answers, so many, evenly taken, are drawn from and the band is narrowed by the square root of
+    the sizes' ratio, by which such a band shrinks.
+    """
+    count = len(found.risk)
+    if count < 10:
+        return {"coverage": [], "low": [], "high": []}
+    kept = np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
+    grid = np.linspace(max(0.02, 2 / len(kept)), 1, 50)
+    drawn = accuracy_band(found.risk[kept], found.is_error[kept], grid, samples=200, confidence=0.9)
+    shrink = math.sqrt(len(kept) / count)
+    low = drawn.accuracy - (drawn.accuracy - drawn.low) * shrink
+    high = drawn.accuracy + (drawn.high - drawn.accuracy) * shrink
+    return {"coverage": grid.round(4).tolist(), "low": low.round(4).tolist(), "high": high.round(4).tolist()}
+
+
+def make_policy(curve: Curve, rank: int, wish: Wish, name: str, action: str, **more: Any) -> Policy:
+    """The policy of a chosen threshold; it promises something only at the certified threshold.
+
+    Raises:
+        InputError: the name or another value cannot be used.
+    """
+    certified = curve.certified(wish)
+    is_certified = certified is not None and rank == int((curve.report.risk <= certified).sum())
+    threshold = certified if is_certified and certified is not None else curve.threshold_at(rank)
+    run = curve.run
+    origin = Origin(
+        records=run.name,
+        data_sets=_unique(run, "set"),
+        styles=_unique(run, "style"),
+        num_answers=len(curve.calibration.risk),
+        model=(_unique(run, "model") or ("",))[0],
+        scope=curve.scope,
+    )
+    try:
+        return Policy(
+            name=name.strip(),
+            estimator=curve.estimator,
+            threshold=threshold,
+            action=action,
+            guarantee=Guarantee(max_error=wish.max_error, delta=wish.delta) if is_certified else None,
+            calibrated_on=origin,
+            coverage=curve.coverage(threshold),
+            accuracy=curve.accuracy(threshold),
+            **more,
+        )
+    except ValueError as error:
+        raise InputError(
+            f"This policy cannot be kept: {_first(error)} A name has letters, digits, spaces, dots and dashes, "
+            "64 at most."
+        ) from error
+
+
+def _first(error: ValueError) -> str:
+    errors = getattr(error, "errors", None)
+    return f"{'.'.join(map(str, errors()[0]['loc']))}: {errors()[0]['msg']}." if errors else f"{error}."
+
+
+def _unique(records: Records, column: str) -> tuple[str, ...]:
+    return tuple(value for value in records.table[column].unique().to_pylist() if value)
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Answers of one category or data set below a threshold; `low` to `high`: 95 % Wilson interval of the accuracy."""
+
+    kind: str
+    name: str
+    count: int
+    answered: int
+    accuracy: float
+    low: float
+    high: float
+
+
+def slices(curve: Curve, threshold: float, widest: float = 0.15) -> tuple[list[Slice], int]:
+    """Slices whose interval reaches at most `widest` to either side, and how many are hidden. Both parts count."""
+    found, hidden = [], 0
+    rows = np.concatenate([curve.calibration.rows, curve.report.rows])
+    risk = np.concatenate([curve.calibration.risk, curve.report.risk])
+    errors = np.concatenate([curve.calibration.is_error, curve.report.is_error])
+    for kind in ("set", "category"):
+        names = curve.run.strings(kind)[rows]
+        values = np.unique(names[names != ""].astype(str))
+        for value in values if len(values) > 1 else ():
+            mine = names == value
+            answered = mine & (risk <= threshold)
+            right, count = int((~errors[answered]).sum()), int(answered.sum())
+            low, high = wilson(right, count)
+            share = right / count if count else math.nan
+            if count and max(share - low, high - share) <= widest:
+                found.append(Slice(kind, str(value), int(mine.sum()), count, share, low, high))
+            else:
+                hidden += 1
+    return sorted(found, key=lambda one: (one.kind, one.accuracy)), hidden
+
+
+def wilson(hits: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a share (Wilson 1927); (0, 1) without any trial."""
+    if not count:
+        return 0.0, 1.0
+    share, square = hits / count, z * z
+    middle = (share + square / (2 * count)) / (1 + square / count)
+    half = z / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def questions(curve: Curve, threshold: float, limit: int) -> tuple[list[int], list[int]]:
+    """Rows of the file to show: answered ones and declined ones of the report part, the worst mistakes first.
+
+    Answered: wrong before right, the surest first. Declined: right before wrong, the riskiest first.
+    """
+    found = curve.report
+    passes = found.risk <= threshold
+    answered = np.flatnonzero(passes)[np.argsort(~found.is_error[passes], kind="stable")]
+    declined = np.flatnonzero(~passes)[::-1]
+    declined = declined[np.argsort(found.is_error[declined], kind="stable")]
+    return found.rows[answered[:limit]].tolist(), found.rows[declined[:limit]].tolist()
+
+
+def records_files(folder: Path) -> dict[str, Path]:
+    """Records that ship with the app and those in the user's folder, by name."""
+    found = [*sorted((ASSETS / "records").glob("*.parquet")), *sorted(folder.glob("*.parquet"))]
+    return {path.stem: path for path in found}
+
+
+def open_records(name: str, folder: Path) -> Records:
+    """The records of that name. Raises InputError when there are none."""
+    files = records_files(folder)
+    if name not in files:
+        raise InputError(f"There are no records called {name!r}; there are {', '.join(files) or 'none yet'}.")
+    return read_records(files[name])
