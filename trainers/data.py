@@ -17,7 +17,7 @@ from trainers.generate import Task, generate, make_tasks
 from trainers.label import AUDIT_ROWS, GRADERS, label_folder, write_audit
 from trainers.prompts import STYLES, Messages, make_messages, pick_examples
 from trainers.questions import Question, read_questions, shared_file
-from trainers.splits import CALIBRATION, shuffled, split
+from trainers.splits import CALIBRATION, shuffled, split, without_leaks
 from uqchat.config import GenerationConfig
 from uqchat.errors import InputError
 from uqchat.types import Signals
@@ -119,8 +119,10 @@ def plan_tasks(args: argparse.Namespace) -> list[Task]:
     """
     questions, pool = choose_questions(args)
     if args.several:
-        style, asked = "several", long_answers.compose(questions, pool, args.several, args.split, args.seed)
-        return _with_settings(asked, style, args)
+        if args.split not in ("train", "calibration"):
+            questions = without_leaks(questions, read_questions(args.file or shared_file(args.set, "train"), args.set))
+        asked = long_answers.compose(questions, pool, args.several, args.split, args.seed)
+        return _with_settings(asked, "several", args)
     asked = [
         (question, make_messages(question, args.style, pick_examples(question, pool, args.k_shot, args.seed)))
         for question in questions

@@ -91,14 +91,20 @@ def shuffled(questions: Sequence[Question], limit: int | None = None, seed: int 
     return rows[:limit]
 
 
+def without_leaks(questions: Sequence[Question], others: Sequence[Question]) -> list[Question]:
+    """Those that share no group with the others: a held-out file may ask about what another one trains on."""
+    known = {group_of(question) for question in others}
+    return [question for question in questions if group_of(question) not in known]
+
+
 def check_no_leak(questions: Sequence[Question], others: Sequence[Question]) -> None:
     """Refuse two splits that share a group.
 
     Raises:
         InputError: they do; the text gives the first such question.
     """
-    known = {group_of(question) for question in others}
-    shared = [question for question in questions if group_of(question) in known]
+    clean = {question.id for question in without_leaks(questions, others)}
+    shared = [question for question in questions if question.id not in clean]
     if shared:
         raise InputError(
             f"{len(shared):,} questions are in both splits, the first: {shared[0].question[:120]!r} ({shared[0].id})."
