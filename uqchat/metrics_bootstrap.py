@@ -113,11 +113,11 @@ def replicates(metric: str, scores: Numbers, labels: Numbers, samples: int, seed
     errors = as_labels(labels, "labels", len(values))
     if metric not in DEFINED_FOR_ONE_CLASS:
         needs_both(errors, metric)
-    blocks = [np.ones((1, len(values))), *draws(len(values), samples, seed)]
+    blocks = [np.ones((1, len(values))), *_draws(len(values), samples, seed)]
     return np.concatenate([METRICS[metric](values, errors, weights) for weights in blocks])
 
 
-def draws(count: int, samples: int, seed: int) -> Iterator[Array]:
+def _draws(count: int, samples: int, seed: int) -> Iterator[Array]:
     """Weight matrices that together hold `samples` draws of `count` rows with replacement."""
     rng = np.random.default_rng(seed)
     step = max(1, _CELLS // count)

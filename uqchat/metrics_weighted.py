@@ -18,7 +18,7 @@ Array = NDArray[np.float64]
 Weighted = Callable[[Array, Array, Array], Array]
 
 
-def by_score(scores: Array, *masses: Array) -> list[Array]:
+def _by_score(scores: Array, *masses: Array) -> list[Array]:
     """Sums of each mass (B, N) over rows of equal score, scores ascending: (B, distinct scores)."""
     order = np.argsort(scores, kind="stable")
     ranked = scores[order]
@@ -28,7 +28,7 @@ def by_score(scores: Array, *masses: Array) -> list[Array]:
 
 def auroc(scores: Array, labels: Array, weights: Array) -> Array:
     """P(an error scores above a right answer) + half of P(they tie): the Mann-Whitney statistic."""
-    errors, rights = by_score(scores, weights * labels, weights * (1 - labels))
+    errors, rights = _by_score(scores, weights * labels, weights * (1 - labels))
     below = rights.cumsum(axis=1) - rights
     wins = (errors * (below + rights / 2)).sum(axis=1)
     return _ratio(wins, errors.sum(axis=1) * rights.sum(axis=1))
@@ -36,7 +36,7 @@ def auroc(scores: Array, labels: Array, weights: Array) -> Array:
 
 def average_precision(scores: Array, labels: Array, weights: Array) -> Array:
     """Sum of precision times recall gained, from the riskiest score down."""
-    errors, drawn = (mass[:, ::-1] for mass in by_score(scores, weights * labels, weights))
+    errors, drawn = (mass[:, ::-1] for mass in _by_score(scores, weights * labels, weights))
     precision = errors.cumsum(axis=1) / np.maximum(drawn.cumsum(axis=1), 1e-12)
     return _ratio((precision * errors).sum(axis=1), errors.sum(axis=1))
 
@@ -87,7 +87,7 @@ def prefix_mean(scores: Array, values: Array, weights: Array, max_rejection: flo
     over all orders: the mean there is (E0 + e j / m) / (n0 + j), and its sum over j is a difference of harmonic
     numbers.
     """
-    drawn, sums = by_score(scores, weights, weights * values)
+    drawn, sums = _by_score(scores, weights, weights * values)
     ends, before = drawn.cumsum(axis=1), sums.cumsum(axis=1) - sums
     starts = ends - drawn
     total = ends[:, -1:]

@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
-from uqchat import metrics_weighted
 from uqchat.errors import InputError
 from uqchat.metrics import Numbers, as_array, as_labels, aurc
-from uqchat.metrics_bootstrap import draws
 from uqchat.metrics_weighted import Array
 from uqchat.selective_guarantee import (
     Drift,
@@ -26,6 +25,8 @@ from uqchat.selective_guarantee import (
     guaranteed_threshold,
     more_rows_needed,
 )
+
+_MAX_STEPS: Final = 2000  # distinct risks of a band
 
 __all__ = [
     "Band",
@@ -234,16 +235,30 @@ def accuracy_band(
     grid = np.linspace(0.01, 1, 100) if coverages is None else as_array(coverages, "coverages")
     if grid.min() <= 0 or grid.max() > 1 or not 0 < confidence < 1:
         raise InputError(f"coverages must lie in (0, 1] and confidence between 0 and 1; got {grid}, {confidence}.")
-    counts = np.ceil(grid * len(scores) - 1e-9)
-    blocks = [np.ones((1, len(scores))), *draws(len(scores), samples, seed)]
-    found = np.concatenate([_accuracies(scores, labels, weights, counts) for weights in blocks])
-    low, high = np.quantile(found[1:], [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
-    return Band(grid, found[0], low, high)
+    curve, counts = risk_coverage(scores, labels), np.ceil(grid * len(scores) - 1e-9)
+    answered, errors = _drawn(scores, labels, samples, seed)
+    accuracy = _accuracies(curve.answered[None], curve.errors[None], counts)[0]
+    drawn = _accuracies(answered.cumsum(axis=1), errors.cumsum(axis=1), counts)
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return Band(grid, accuracy, low, high)
 
 
-def _accuracies(scores: Array, labels: Array, weights: Array, counts: Array) -> Array:
-    """(B, G): share of right answers among the `counts` least risky, for every weighting."""
-    answered, errors = (mass.cumsum(axis=1) for mass in metrics_weighted.by_score(scores, weights, weights * labels))
+def _drawn(scores: Array, labels: Array, samples: int, seed: int) -> tuple[Array, Array]:
+    """(samples, K) each: answers and errors by rising risk, in draws of N questions with replacement.
+
+    How often each pair of risk and label is drawn is multinomial, so the questions need not be drawn one by one. More
+    than `_MAX_STEPS` distinct risks are merged with their neighbours, which the grid of a picture does not show.
+    """
+    thresholds, rows = np.unique(scores, return_inverse=True)
+    steps = min(len(thresholds), _MAX_STEPS)
+    rows = rows * steps // len(thresholds)
+    shares = np.bincount(2 * rows + labels.astype(int), minlength=2 * steps) / len(scores)
+    drawn = np.random.default_rng(seed).multinomial(len(scores), shares, size=samples).reshape(samples, steps, 2)
+    return drawn.sum(axis=2).astype(float), drawn[:, :, 1].astype(float)
+
+
+def _accuracies(answered: Array, errors: Array, counts: Array) -> Array:
+    """(B, G): share of right answers among the `counts` least risky, for every row of cumulated answers and errors."""
     rows = [np.interp(counts, np.r_[0, n], np.r_[0, e]) for n, e in zip(answered, errors, strict=True)]
     return 1 - np.array(rows) / counts
 

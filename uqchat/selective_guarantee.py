@@ -21,8 +21,8 @@ from uqchat.metrics import Numbers, as_array, as_labels
 from uqchat.metrics_weighted import Array
 
 _STARTS: Final = 6  # the N, N/2, ... N/32 least risky answers: where a sequence of tests may begin
-_GROWTH: Final = 1.05 ** np.arange(1, 120)  # up to 330 times as many rows are looked at
-_MAX_POINTS: Final = 300
+_GROWTH: Final = 1.1 ** np.arange(1, 61)  # up to 300 times as many rows are looked at
+_MAX_POINTS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
