@@ -14,7 +14,8 @@ from huggingface_hub import constants
 from tests.fake_hub import FakeHub, Repository
 from tests.heads.making import random_head, write_folder
 from tests.tiny import tiny_model
-from uqchat.artifacts import hub_groups, kind_of, list_artifacts, open_estimator, slug_of
+from uqchat.artifact_folders import hub_groups, kind_of, require_plausible, slug_of
+from uqchat.artifacts import list_artifacts, open_estimator
 from uqchat.calibration import Calibration, Calibrations, write_calibrations
 from uqchat.calibration_maps import Logistic
 from uqchat.config import GenerationConfig
@@ -203,3 +204,11 @@ def test_the_folder_of_a_model_is_a_plain_name(model: LanguageModel) -> None:
     }
     for name, slug in names.items():
         assert slug_of(LanguageModel(replace(tiny_model(), name=name))) == slug
+
+
+def test_what_can_be_no_estimator_is_told_before_a_model_is_loaded(model: LanguageModel, root: Path) -> None:
+    folder = save(model, root / "tiny-llama" / "my_head")
+    require_plausible(["entropy", "probe", "my_head", str(folder), "org/name"])
+    for name in ("entropi", "", "a/b/c", "/no/such"):
+        with pytest.raises(ArtifactError, match="Known: entropy, .*probe.*my_head"):
+            require_plausible(["entropy", name])

@@ -17,7 +17,7 @@ from trainers.cache import FeatureCache
 from trainers.data import add_model_arguments
 from trainers.replay import Opened, replay
 from trainers.scope_fit import fit_detector, scope_of
-from uqchat.artifacts import UNTRAINED, roots, slug_of
+from uqchat.artifact_folders import UNTRAINED, roots, slug_of
 from uqchat.calibration import Calibration, Calibrations, fit_calibration, write_calibrations
 from uqchat.errors import InputError
 from uqchat.estimators import Estimator

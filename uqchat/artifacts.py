@@ -1,52 +1,42 @@
-"""Trained estimators by name, folder or Hub id: found, checked against the model, opened once. Knows no answers.
+"""Estimators by name, folder or Hub id: found, checked against the model, opened once. Knows no answers.
 
-A folder belongs to one model. Those in `assets/estimators/<model>/<name>/` ship with the source, those in
-`AppConfig.estimators_dir/<model>/<name>/` were trained here and come first; a name stands for the folder whose weights'
-fingerprint is the model's. Everything in a folder is data: nothing of it is executed or imported.
+A trained estimator's name stands for the folder whose weights' fingerprint is the model's, see `artifact_folders`.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from uqchat.artifact_files import CARD, CONFIG, WEIGHTS, read_json, require
-from uqchat.calibration import FILE as CALIBRATION
+from uqchat.artifact_files import CARD
+from uqchat.artifact_folders import (
+    CALIBRATION,
+    HUB_ID,
+    UNTRAINED,
+    ArtifactInfo,
+    every_artifact,
+    folders,
+    hub_groups,
+    kind_of,
+    origin_in,
+    roots,
+    text_of,
+    unknown,
+)
 from uqchat.calibration import Calibrations, read_calibrations
-from uqchat.config import read_config
 from uqchat.errors import UqchatError
 from uqchat.estimators import ESTIMATORS, TRAINED, Estimator
 from uqchat.estimators.base import ModelFacts
 from uqchat.fingerprint import weights_fingerprint
 from uqchat.hub_files import download_files
-from uqchat.origin import ArtifactError, Origin, check_origin, read_origin
-from uqchat.paths import ASSETS
+from uqchat.origin import ArtifactError, Origin, check_origin
 from uqchat.types import Level
 
-EMBEDDED_SLUG = "smollm2-135m-instruct"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-NAME = re.compile(r"\w[\w.-]*")  # of a folder in the roots
-UNTRAINED = {kind.name: kind for kind in ESTIMATORS}
 Stamp = tuple[tuple[str, int, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ArtifactInfo:
-    """A trained estimator of the loaded model. `card` is Markdown."""
-
-    name: str
-    kind: str
-    folder: Path
-    label: str
-    level: Level
-    origin: Origin
-    card: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +53,6 @@ class EstimatorChoice:
     notes: tuple[str, ...] = ()
     calibration: str | None = None
     """Name of the scope in which its values are probabilities of error; None: it is not calibrated."""
-
-
-def slug_of(model: Any) -> str:
-    """The folder name of a model's estimators: `smollm2-135m-instruct`."""
-    if model.name == "embedded":
-        return EMBEDDED_SLUG
-    last = str(model.name).rstrip("/").rsplit("/", 1)[-1].lower()
-    return re.sub(r"[^a-z0-9._-]+", "-", last).strip("-.") or "model"
-
-
-def roots() -> tuple[Path, ...]:
-    """Where estimators lie: trained here, then shipped."""
-    return read_config().estimators_dir, ASSETS / "estimators"
 
 
 def facts_of(model: Any) -> ModelFacts:
@@ -101,30 +78,6 @@ def open_estimator(name: str, model: Any, *, allow_mismatch: bool = False) -> Es
         UqchatError: no such estimator (the text lists those there are), one for another model, or a damaged file.
     """
     return Shelf(model).open(name, allow_mismatch=allow_mismatch)
-
-
-def kind_of(folder: Path) -> type[Estimator]:
-    """Which estimator a folder holds. Raises ArtifactError when it holds none that is known."""
-    if (folder / CONFIG).is_file():
-        format = read_json(folder / CONFIG).get("format")
-        found = next((kind for kind in TRAINED if format is not None and kind.format == format), None)
-        if found is not None:
-            return found
-    for kind in TRAINED:
-        if any(all((folder / name).is_file() for name in group) for group in kind.files):
-            return kind
-    formats = ", ".join(str(kind.format) for kind in TRAINED)
-    raise ArtifactError(
-        f"{folder} holds no trained estimator: it needs {CONFIG} with a known format ({formats}) + {WEIGHTS}, or a"
-        " published head's config.yaml + weights.pth."
-    )
-
-
-def hub_groups() -> list[tuple[str, ...]]:
-    """Files of a Hub repository that make up an estimator, the fullest group first."""
-    groups = [(CONFIG, WEIGHTS), *(group for kind in TRAINED for group in kind.files)]
-    extras = ((CALIBRATION, CARD), (CALIBRATION,), (CARD,), ())
-    return [(*group, *extra) for group in dict.fromkeys(groups) for extra in extras]
 
 
 class Shelf:
@@ -162,7 +115,7 @@ class Shelf:
 
     def locate(self, name: str) -> Path:
         """The folder that a trained estimator's name stands for; a Hub id is fetched. Raises as `open_estimator`."""
-        registered = [(folder, _origin(folder)) for folder in _folders(name)]
+        registered = [(folder, origin_in(folder)) for folder in folders(name)]
         mine = next((folder for folder, origin in registered if self._is_mine(origin)), None)
         if mine is not None:
             return mine
@@ -179,17 +132,11 @@ class Shelf:
         raise self._unknown(name)
 
     def artifacts(self) -> list[ArtifactInfo]:
-        """See `list_artifacts`; folders that cannot be read are left out."""
+        """See `list_artifacts`."""
         found: dict[str, ArtifactInfo] = {}
-        for folder in _folders():
-            try:
-                kind, origin = kind_of(folder), _origin(folder)
-            except UqchatError:
-                continue
-            if self._is_mine(origin):
-                card = _text_of(folder / CARD)
-                info = ArtifactInfo(folder.name, str(kind.format), folder, kind.label, kind.level, origin, card)
-                found.setdefault(folder.name, info)
+        for info in every_artifact():
+            if self._is_mine(info.origin):
+                found.setdefault(info.name, info)
         return list(found.values())
 
     def choices(self) -> list[EstimatorChoice]:
@@ -210,7 +157,7 @@ class Shelf:
             if kind is None:
                 raise
             return EstimatorChoice(name, kind.label, kind.level, kind.unit, kind.value_map, str(error), card)
-        card = card if card or name in UNTRAINED else _text_of(self.locate(name) / CARD) or one.card
+        card = card if card or name in UNTRAINED else text_of(self.locate(name) / CARD) or one.card
         return EstimatorChoice(
             name, one.label, one.level, one.unit, one.value_map, None, card, one.notes, _scope_name(one.calibrations)
         )
@@ -254,37 +201,12 @@ class Shelf:
 
     def _unknown(self, name: str) -> ArtifactError:
         known = [*UNTRAINED, *(info.name for info in self.artifacts())]
-        close = difflib.get_close_matches(name, known, n=2)
-        trained = next((kind for kind in TRAINED if kind.name == name), None)
-        what = f"Unknown estimator {name[:80]!r}."
-        if trained is not None:
+        if any(kind.name == name for kind in TRAINED):
             what = f"No {name} has been trained for {self._model.name} yet; `python -m trainers prepare` makes one."
-        hint = f" Did you mean {' or '.join(close)}?" if close else ""
-        return ArtifactError(
-            f"{what}{hint} Known: {', '.join(known)}; or the folder or Hub id (organisation/name) of a trained one."
-        )
-
-
-def _folders(name: str | None = None) -> Iterator[Path]:
-    """Folders of the roots (of this name) that hold a configuration, those that come first first."""
-    if name is not None and not NAME.fullmatch(name):
-        return
-    for root in roots():
-        for config in sorted(root.glob(f"*/{name or '*'}/{CONFIG}")):
-            yield config.parent
-
-
-def _origin(folder: Path) -> Origin:
-    return read_origin(require(read_json(folder / CONFIG), "info", dict))
+            return unknown(name, known, what)
+        return unknown(name, known)
 
 
 def _scope_name(calibrations: Calibrations | None) -> str | None:
     both = (calibrations.answer, calibrations.token) if calibrations else ()
     return next((one.scope.name for one in both if one is not None), None)
-
-
-def _text_of(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None

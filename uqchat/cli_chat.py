@@ -33,10 +33,10 @@ HELP = """/retry             answer the last question again (differs only with -
 
 def run_chat(args: argparse.Namespace, out: TextIO) -> None:
     """Talk until /quit or the end of the input."""
-    from uqchat.estimators import ESTIMATORS
+    from uqchat.estimators import ESTIMATOR_NAMES
 
-    names = tuple(estimator.name for estimator in ESTIMATORS)
-    chosen, generation = estimators_of(args)[0], generation_of(args)
+    named, generation = estimators_of(args), generation_of(args)
+    names, chosen = tuple(dict.fromkeys((*ESTIMATOR_NAMES, *named))), named[0]
     try:
         import readline  # noqa: F401  (line editing and history for input(); not built into every Python)
     except ImportError:
@@ -47,7 +47,7 @@ def run_chat(args: argparse.Namespace, out: TextIO) -> None:
 
 
 class TerminalChat:
-    """One conversation. Every answer is scored by all estimators, so that switching is only drawing."""
+    """One conversation. Every answer is scored by all estimators at hand, so that switching is only drawing."""
 
     def __init__(
         self,

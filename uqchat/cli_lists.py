@@ -50,7 +50,8 @@ def cached_models() -> list[dict[str, Any]]:
 
 
 def run_estimators(args: argparse.Namespace, out: TextIO) -> None:
-    """List the estimators: what one score covers, its unit, its map to risk and what it needs."""
+    """List the estimators: what one score covers, its unit, its map to risk and what it needs; then trained ones."""
+    from uqchat.artifact_folders import every_artifact
     from uqchat.estimators import ESTIMATORS
 
     found = [
@@ -65,11 +66,19 @@ def run_estimators(args: argparse.Namespace, out: TextIO) -> None:
         }
         for estimator in ESTIMATORS
     ]
+    trained = [
+        {"name": one.name, "label": one.label, "base_model": one.origin.base_model, "folder": str(one.folder)}
+        for one in every_artifact()
+    ]
     if args.json:
-        out.write(json.dumps({"estimators": found}, ensure_ascii=False) + "\n")
+        out.write(json.dumps({"estimators": found, "trained": trained}, ensure_ascii=False) + "\n")
         return
     rows = [(e["name"], e["label"], e["level"], e["unit"], e["value_map"], _needs(e["needs"])) for e in found]
     _write_table(("name", "label", "level", "raw unit", "risk (uncalibrated)", "needs"), rows, out)
+    if trained:
+        out.write("\n")
+        _write_table(("trained", "label", "for", "folder"), [tuple(one.values()) for one in trained], out)
+    out.write("\nThe folder or Hub id of a trained estimator works too: --estimator NAME|FOLDER|ORGANISATION/NAME\n")
 
 
 def _place(choice: dict[str, Any]) -> str:

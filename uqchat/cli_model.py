@@ -24,12 +24,12 @@ def generation_of(args: argparse.Namespace) -> GenerationConfig:
 
 
 def estimators_of(args: argparse.Namespace) -> tuple[str, ...]:
-    """Names of `--estimator`, in order, each once. Raises UqchatError on an unknown one."""
-    from uqchat.estimators import get_estimators
+    """Names of `--estimator`, in order, each once. Raises UqchatError on what can be none."""
+    from uqchat.artifact_folders import require_plausible
 
     given = [name.strip() for entry in args.estimators or ["entropy"] for name in entry.split(",")]
     names = tuple(dict.fromkeys(name for name in given if name))
-    get_estimators(names)
+    require_plausible(names)
     return names
 
 

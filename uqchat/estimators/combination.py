@@ -134,6 +134,11 @@ class Combination(Estimator):
         parts = [one.new_state() for one in self._estimators]
         return CombinationState(parts, raws=[{} for _ in parts])
 
+    def begin(self, context: AnswerContext, state: CombinationState) -> None:
+        """See `Estimator.begin`."""
+        for estimator, part in zip(self._estimators, state.parts, strict=True):
+            estimator.begin(context, part)
+
     def score_token(self, step: TokenStep | ScoredToken, state: CombinationState) -> dict[int, Risk]:
         """Tokens for which some member's score is new or changed, as soon as all members have one."""
         stored = stored_risk(step, self.name)
