@@ -21,7 +21,14 @@ from trainers.answers import IGNORED
 from trainers.common import Run, add_run_arguments, read_settings, run_trainer
 from trainers.replay import Opened, replay
 from trainers.run_folder import ARTIFACT, TrainingError, command_line
-from trainers.training_set import DataConfig, TrainingSet, balanced_weights, macro_auroc, read_training_set
+from trainers.training_set import (
+    DataConfig,
+    TrainingSet,
+    balanced_weights,
+    has_answer_label,
+    macro_auroc,
+    read_training_set,
+)
 from uqchat.errors import InputError
 from uqchat.estimators.base import Estimator
 from uqchat.estimators.combination import Combination, Formula, Member, open_members
@@ -88,7 +95,7 @@ def collect(data: TrainingSet, members: Sequence[Member], estimators: Mapping[st
                 continue
             by_token = [[t.risks[names[m.estimator]].raw for m in members] for t in scored.tokens]
             said = [j for j, token in enumerate(scored.tokens) if not (token.is_end or token.is_reasoning)]
-            if row.is_error is not None:
+            if has_answer_label(row):
                 raws = [scored.risks[names[m.estimator]].raw for m in members]
                 largest = np.max([by_token[j] for j in said], axis=0)
                 answers.append(

@@ -14,7 +14,7 @@ import torch
 
 from trainers.answers import IGNORED
 from trainers.run_folder import TrainingError
-from trainers.training_set import TrainingSet, balanced_weights, num_content
+from trainers.training_set import TrainingSet, balanced_weights, has_answer_label, num_content, token_weights
 from uqchat.features import FeatureSet
 from uqchat.types import StepSignals
 
@@ -33,13 +33,15 @@ class HeadData:
     labels: torch.Tensor
     """(T,) int64: 1 wrong, 0 right, -100 ignored; an answer without token labels gives its own to every token."""
     token_weights: torch.Tensor
-    """(T,): right and wrong ones weigh the same over all, the tokens of one answer as much as one answer."""
+    """(T,), see `training_set.token_weights`; the tokens of one answer weigh about as much as one answer."""
     answer_labels: torch.Tensor
     """(N,) float32, 0 where there is none."""
     answer_weights: torch.Tensor
     """(N,), right and wrong the same together; 0 where there is no label."""
     counts: torch.Tensor
     """(N,) int64: tokens of each answer, the end token left out."""
+    is_fact: torch.Tensor
+    """(T,) bool: the token belongs to what was asked for."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class HeadBatch:
     """(B, S): neither padding nor end token."""
     labels: torch.Tensor
     """(B, S), -100 where ignored."""
+    is_fact: torch.Tensor
+    """(B, S)."""
     token_weights: torch.Tensor
     """(B, S)."""
     answer_labels: torch.Tensor
@@ -69,7 +73,7 @@ def make_head_data(data: TrainingSet, features: FeatureSet, pos_weight: float = 
     """All rows and labels of a training set.
 
     Args:
-        pos_weight: weight of a wrong token or answer; 0 makes both kinds weigh the same.
+        pos_weight: weight of a wrong token or answer where a right one has 1; 0 balances the kinds instead.
 
     Raises:
         TrainingError: the features need a signal that is not in the caches; the text names it.
@@ -78,18 +82,22 @@ def make_head_data(data: TrainingSet, features: FeatureSet, pos_weight: float = 
     starts = np.cumsum([0, *(len(row.answer_ids) for row in data.rows)]).tolist()
     rows = torch.empty(starts[-1], features.width, dtype=torch.float16)
     labels = torch.full((starts[-1],), IGNORED, dtype=torch.int64)
+    is_fact = torch.zeros(starts[-1], dtype=torch.bool)
     for index, row in enumerate(data.rows):
         span, count = slice(starts[index], starts[index + 1]), num_content(row)
         rows[span] = rows_of_answer(data, index, features).clamp(-LARGEST, LARGEST).half()
         own = data.token_labels(index)
-        if row.token_labels is None and row.is_error is not None:
+        if row.token_labels is None and has_answer_label(row):
             own = torch.full((count,), int(row.is_error))
         labels[starts[index] : starts[index] + count] = own
+        is_fact[starts[index] : starts[index] + count] = data.is_fact(index)
     is_error = data.is_error()
     counts = torch.tensor([num_content(row) for row in data.rows])
-    token_weights = _token_weights(labels, starts, pos_weight)
-    answers = _weights(is_error, pos_weight)
-    return HeadData(data, rows, starts, labels, token_weights, is_error.nan_to_num(0.0), answers, counts)
+    by_token = _token_weights(labels, is_fact, starts, pos_weight)
+    answers = balanced_weights(is_error)
+    if pos_weight:
+        answers = torch.where(is_error == 1, pos_weight, 1.0) * is_error.isfinite()
+    return HeadData(data, rows, starts, labels, by_token, is_error.nan_to_num(0.0), answers, counts, is_fact)
 
 
 def rows_of_answer(data: TrainingSet, index: int, features: FeatureSet) -> torch.Tensor:
@@ -122,18 +130,14 @@ def check_signals(data: TrainingSet, features: FeatureSet) -> None:
             raise TrainingError(f"{cache.folder} lacks {', '.join(absent)}. Choose others, or generate it anew.")
 
 
-def _weights(labels: torch.Tensor, pos_weight: float) -> torch.Tensor:
-    if not pos_weight:
-        return balanced_weights(labels)
-    return torch.where(labels == 1, pos_weight, 1.0) * labels.isfinite()
-
-
-def _token_weights(labels: torch.Tensor, starts: Sequence[int], pos_weight: float) -> torch.Tensor:
-    known = labels != IGNORED
-    weights = torch.zeros(len(labels))
-    weights[known] = _weights(labels[known].float(), pos_weight)
+def _token_weights(
+    labels: torch.Tensor, is_fact: torch.Tensor, starts: Sequence[int], pos_weight: float
+) -> torch.Tensor:
+    weights = token_weights(labels, is_fact)
+    if pos_weight:
+        weights = torch.where(labels == 1, pos_weight, 1.0) * (labels != IGNORED)
     for start, end in zip(starts, starts[1:], strict=False):
-        weights[start:end] /= known[start:end].sum().clamp(min=1)
+        weights[start:end] /= (weights[start:end] > 0).sum().clamp(min=1)
     return weights
 
 
@@ -144,15 +148,17 @@ def make_batch(data: HeadData, indices: Sequence[int], device: torch.device) -> 
     size = (len(indices), longest)
     rows = torch.zeros(*size, data.rows.shape[1])
     labels, weights = torch.full(size, IGNORED), torch.zeros(size)
-    is_real, is_content = torch.zeros(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)
+    is_real, is_content, is_fact = (torch.zeros(size, dtype=torch.bool) for _ in range(3))
     for place, (i, (start, end)) in enumerate(zip(indices, spans, strict=True)):
         rows[place, : end - start] = data.rows[start:end].float()
         labels[place, : end - start] = data.labels[start:end]
         weights[place, : end - start] = data.token_weights[start:end]
+        is_fact[place, : end - start] = data.is_fact[start:end]
         is_real[place, : end - start] = True
         is_content[place, : int(data.counts[i])] = True
     chosen = torch.tensor(list(indices), dtype=torch.int64)
-    tensors = (rows, is_real, is_content, labels, weights, data.answer_labels[chosen], data.answer_weights[chosen])
+    of_answers = (data.answer_labels[chosen], data.answer_weights[chosen])
+    tensors = (rows, is_real, is_content, labels, is_fact, weights, *of_answers)
     return HeadBatch(*(tensor.to(device) for tensor in tensors))
 
 

@@ -17,19 +17,21 @@ BATCH = 256
 
 def head_metrics(data: HeadData) -> Callable[[nn.Module], Mapping[str, float]]:
     """`auroc` of answers (mean over sets and styles), `token_auroc` over all labelled tokens, `within_auroc` of wrong
-    against right tokens of the same answer (mean over the answers that have both), and `watched`, the mean of the
-    first and the last two's mean, as far as they exist. Claims stand in for tokens where the head judges claims."""
+    against right tokens that carry a fact inside one answer (mean over the answers that have both), and `watched`, the
+    mean of the first and the last two's mean, as far as they exist. Where the head judges claims, they stand in for
+    tokens."""
 
     def evaluate(module: nn.Module) -> Mapping[str, float]:
         answers, tokens = scores(module, data)
         labels = data.data.is_error().tolist()
         found = dict(macro_auroc(answers, labels, data.data.groups()))
-        flat = [pair for own in tokens for pair in own]
+        flat = [(raw, label) for own in tokens for raw, label, _ in own]
         parts = []
         if len({label for _, label in flat}) == 2:
             found["token_auroc"] = _auroc(flat)
             parts.append(found["token_auroc"])
-        mixed = [own for own in tokens if len({label for _, label in own}) == 2]
+        facts = [[(raw, label) for raw, label, is_fact in own if is_fact] for own in tokens]
+        mixed = [own for own in facts if len({label for _, label in own}) == 2]
         if mixed:
             found["within_auroc"] = fmean(_auroc(own) for own in mixed)
             parts.append(found["within_auroc"])
@@ -40,22 +42,24 @@ def head_metrics(data: HeadData) -> Callable[[nn.Module], Mapping[str, float]]:
     return evaluate
 
 
-def scores(module: nn.Module, data: HeadData) -> tuple[list[float], list[list[tuple[float, int]]]]:
-    """Logits of all answers, and (logit, label) of each answer's labelled tokens or claims."""
+def scores(module: nn.Module, data: HeadData) -> tuple[list[float], list[list[tuple[float, int, bool]]]]:
+    """Logits of all answers, and (logit, label, is a fact) of each answer's labelled tokens or claims."""
     device = next(module.parameters()).device
     answers: list[float] = []
-    tokens: list[list[tuple[float, int]]] = []
+    tokens: list[list[tuple[float, int, bool]]] = []
     for start in range(0, len(data.data), BATCH):
         batch = make_batch(data, range(start, min(start + BATCH, len(data.data))), device)
         logits, whole = module(batch)
         answers += whole.tolist()
-        for place, labels in enumerate(batch.labels):
+        for place, (labels, is_fact) in enumerate(zip(batch.labels, batch.is_fact, strict=True)):
             if isinstance(logits, list):
-                own = [int(labels[mask][0]) for mask in batch.claims()[place][:-1]]
-                tokens.append(list(zip(logits[place].tolist(), own, strict=True)))
+                claims = batch.claims()[place][:-1]
+                own = [(int(labels[mask][0]), bool(is_fact[mask].any())) for mask in claims]
             else:
                 known = labels != IGNORED
-                tokens.append(list(zip(logits[place][known].tolist(), labels[known].tolist(), strict=True)))
+                own = list(zip(labels[known].tolist(), is_fact[known].tolist(), strict=True))
+            raws = logits[place] if isinstance(logits, list) else logits[place][known]
+            tokens.append([(raw, *pair) for raw, pair in zip(raws.tolist(), own, strict=True)])
     return answers, tokens
 
 

@@ -27,6 +27,7 @@ from trainers.training_set import (
     macro_auroc,
     part_validation,
     read_training_set,
+    token_weights,
 )
 from uqchat.errors import InputError
 from uqchat.estimators.probe_files import Part, ProbeFiles, make_part, write_probe
@@ -119,12 +120,12 @@ def make_material(data: TrainingSet, parts: tuple[PartConfig, PartConfig | None]
         return material
     tokens = token_table(data, parts[1])
     every = [data.token_labels(i) for i in range(len(data))]
-    token_labels = torch.cat([labels[labels != IGNORED] for labels in every]).float()
-    # Each answer's tokens weigh as much as one answer, right and wrong ones the same over all.
+    is_fact = torch.cat([data.is_fact(i)[labels != IGNORED] for i, labels in enumerate(every)])
+    token_labels = torch.cat([labels[labels != IGNORED] for labels in every])
+    # The tokens of an answer weigh about as much as one answer.
     share = 1 / (tokens.starts[1:] - tokens.starts[:-1]).clamp(min=1)[tokens.owner]
-    return replace(
-        material, tokens=tokens, token_labels=token_labels, token_weights=balanced_weights(token_labels) * share
-    )
+    weights = token_weights(token_labels, is_fact) * share
+    return replace(material, tokens=tokens, token_labels=token_labels.float(), token_weights=weights)
 
 
 def probe_loss(material: Material) -> Callable[[nn.Module, Sequence[int]], tuple[torch.Tensor, float]]:

@@ -10,7 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from trainers.probe_data import answer_table, spread
 from trainers.run_folder import Run, TrainingError, write_json
-from trainers.training_set import TrainingSet, balanced_weights, fold_of, macro_auroc
+from trainers.training_set import TrainingSet, balanced_weights, fold_of, has_answer_label, macro_auroc
 from uqchat.estimators.probe_parts import PartConfig, Reading, StackedMLP
 
 FILE = "sweep.json"
@@ -31,7 +31,7 @@ def sweep_layers(data: TrainingSet, positions: Sequence[str], run: Run, seed: in
         raise TrainingError("A probe reads hidden states, and these caches hold none. Generate with --layers.")
     path = run.path / FILE
     found: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    labelled = [i for i, row in enumerate(data.rows) if row.is_error is not None]
+    labelled = [i for i, row in enumerate(data.rows) if has_answer_label(row)]
     step = max(1, len(labelled) // MAX_ANSWERS)
     data = data.subset(labelled[::step])
     for layer in layers:

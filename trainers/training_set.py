@@ -6,6 +6,7 @@ Knows no trainer and no module. A question's answers (styles, samples) never lie
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ import torch
 from trainers.answers import IGNORED, AnswerRow
 from trainers.cache import FeatureCache
 from trainers.run_folder import TrainingError
+from trainers.token_labels import graded_spans
 from uqchat.errors import InputError
 from uqchat.features_base import ModelShape
 from uqchat.metrics import auroc
 from uqchat.origin import Origin
 
+KIND_SHARES = (0.4, 0.4, 0.2)
 SAME = ("model", "weights_fingerprint", "chat_template_hash", "dtype")  # of all caches of one set
 
 
@@ -87,14 +90,21 @@ class TrainingSet:
         return torch.from_numpy(np.stack(columns, axis=-1)).float()
 
     def is_error(self) -> torch.Tensor:
-        """(N,) float32: 1 wrong, 0 right, NaN where only tokens are labelled."""
-        return torch.tensor([float("nan") if row.is_error is None else float(row.is_error) for row in self.rows])
+        """(N,) float32: 1 wrong, 0 right, NaN where only tokens are labelled or several facts were asked for."""
+        return torch.tensor([float(row.is_error) if has_answer_label(row) else math.nan for row in self.rows])
 
     def token_labels(self, index: int) -> torch.Tensor:
         """(content tokens,) int64: 1 wrong, 0 right, -100 ignored; all ignored where tokens have no labels."""
         row = self.rows[index]
         count = num_content(row)
         return torch.tensor(row.token_labels[:count] if row.token_labels else [IGNORED] * count, dtype=torch.int64)
+
+    def is_fact(self, index: int) -> torch.Tensor:
+        """(content tokens,) bool: the token belongs to what was asked for, not to words that restate the question."""
+        row = self.rows[index]
+        spans = graded_spans(row)
+        places = row.spans[: num_content(row)]
+        return torch.tensor([any(a < s.end and b > s.start for s in spans) for a, b in places], dtype=torch.bool)
 
     def groups(self) -> list[str]:
         """Data set and style of each answer: scores are compared inside these."""
@@ -122,6 +132,11 @@ class TrainingSet:
             training_data=", ".join(f"{name} {count:,}" for name, count in sorted(counts.items())),
             **more,
         )
+
+
+def has_answer_label(row: AnswerRow) -> bool:
+    """Whether the answer as a whole is right or wrong; one to several questions is neither."""
+    return row.is_error is not None and not row.facts
 
 
 def num_content(row: AnswerRow) -> int:
@@ -180,7 +195,7 @@ def _reason_against(row: AnswerRow, config: DataConfig) -> str | None:
 
 
 def _check_labels(found: TrainingSet, config: DataConfig, needs_both: bool) -> None:
-    labels = {row.is_error for row in found.rows} - {None}
+    labels = {row.is_error for row in found.rows if has_answer_label(row)}
     if not len(found):
         raise TrainingError(
             f"No labelled answer is left in {', '.join(config.caches)} with these settings."
@@ -226,6 +241,20 @@ def balanced_weights(labels: torch.Tensor, groups: Sequence[str] | None = None) 
         for label, count in enumerate(counts):
             share = sum(counts) / 2 if all(counts) else count
             weights[place[own == label]] = share / max(count, 1)
+    return weights / weights.mean().clamp(min=1e-12)
+
+
+def token_weights(labels: torch.Tensor, is_fact: torch.Tensor) -> torch.Tensor:
+    """(n,), mean 1: wrong tokens, right ones that carry a fact and all other right ones weigh 2 : 2 : 1 together.
+
+    Without the middle kind the easy part, that words of the question are right, would be all that is learned. Ignored
+    tokens have weight 0; a kind that is missing leaves its share to the others.
+    """
+    kinds = torch.where(labels == 1, 0, torch.where(is_fact, 1, 2))
+    weights = torch.zeros(len(labels))
+    for kind, share in enumerate(KIND_SHARES):
+        own = (kinds == kind) & (labels != IGNORED)
+        weights[own] = share / max(int(own.sum()), 1)
     return weights / weights.mean().clamp(min=1e-12)
 
 

@@ -14,7 +14,15 @@ from tests.trainers.tiny_cache import forced_steps, make_model, make_tiny_cache
 from trainers.__main__ import main
 from trainers.answers import read_answers, write_labels
 from trainers.probe_data import answer_table, token_table
-from trainers.training_set import DataConfig, balanced_weights, fold_of, macro_auroc, part_validation, read_training_set
+from trainers.training_set import (
+    DataConfig,
+    balanced_weights,
+    fold_of,
+    macro_auroc,
+    part_validation,
+    read_training_set,
+    token_weights,
+)
 from uqchat.estimators.probe import Probe
 from uqchat.language_model import LanguageModel
 
@@ -115,6 +123,16 @@ def test_both_classes_weigh_the_same_in_every_group() -> None:
     expected = torch.tensor([2 / 3, 2 / 3, 2 / 3, 2, 1, 1, 0]) * 7 / 6
     torch.testing.assert_close(weights, expected)
     torch.testing.assert_close(balanced_weights(torch.ones(3)), torch.ones(3))
+
+
+def test_wrong_tokens_right_facts_and_other_words_weigh_two_to_two_to_one() -> None:
+    labels, is_fact = (
+        torch.tensor([1, 1, 0, 0, 0, 0, -100]),
+        torch.tensor([True, True, True, False, False, False, True]),
+    )
+    weights = token_weights(labels, is_fact)
+    assert weights[:2].sum() == pytest.approx(0.4 * 7) and weights[2].item() == pytest.approx(0.4 * 7)
+    assert weights[3:6].sum() == pytest.approx(0.2 * 7) and weights[6] == 0
 
 
 def test_macro_auroc_is_the_mean_of_the_sets_that_have_both_labels() -> None:
