@@ -14,6 +14,7 @@ from uqchat.errors import UqchatError
 
 # name -> module, what `--help` says of it
 TRAINERS: dict[str, tuple[str, str]] = {
+    "prepare": ("trainers.prepare", "from a language model to calibrated estimators, by the commands below"),
     "data": ("trainers.data", "questions to answers, labels and cached features"),
     "query": ("trainers.query", "a LoRA with which the model judges its own answers"),
     "query-calibrate": ("trainers.query_calibrate", "a trained query's calibration, and its risks for a report"),
