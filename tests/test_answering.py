@@ -87,6 +87,7 @@ def test_replies_come_after_the_answer_and_revise_it(model: LanguageModel, monke
     ids = [*prompt["input_ids"], *(t.token_id for t in answer.tokens)]
     assert answer.risks["asking"].raw == pytest.approx(-log_prob_after(model, ids), abs=1e-4)
     assert list(answer.risks) == ["entropy", "asking"] and answer.failures == {} and model.running == 0
+    assert answer.timings.total >= answer.timings.first_token > 0
 
 
 def test_a_batch_gives_every_answer_what_it_gets_alone(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

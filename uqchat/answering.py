@@ -49,6 +49,7 @@ class FollowUpRun:
 
     def __init__(self, reader: Reader, scorer: Scorer, context_window: int, stop: threading.Event | None) -> None:
         self.failures: dict[str, str] = {}
+        self.seconds = 0.0  # of the longest reading
         self._reader, self._scorer, self._window, self._stop = reader, scorer, context_window, stop
         self._jobs: dict[int, list[Job]] = {}
         for number, wanted in enumerate(scorer.follow_ups()):
@@ -95,8 +96,12 @@ class FollowUpRun:
         return jobs
 
     def _step_of(self, job: Job) -> TokenStep:
-        with closing(self._reader.events(job)) as events:
-            for event in events:
-                if not isinstance(event, FinishEvent):
-                    return event
-        raise InputError("it was stopped before its last reading.")
+        steps = []
+        for event in self._reader.events(job):
+            if isinstance(event, FinishEvent):
+                self.seconds = max(self.seconds, event.timings.total)
+            else:
+                steps.append(event)
+        if not steps:
+            raise InputError("it was stopped before its last reading.")
+        return steps[0]

@@ -340,7 +340,7 @@ class LanguageModel:
             model=self.name,
             prompt_tokens=len(prompt.ids),
             dropped_messages=prompt.dropped_messages,
-            timings=end.timings,
+            timings=replace(end.timings, total=end.timings.total + (more.seconds if more else 0.0)),
             outside_scope=scorer.outside_scope,
             failures=more.failures if more else {},
         )
