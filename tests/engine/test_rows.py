@@ -15,6 +15,7 @@ from uqchat.engine.backend import FinishEvent, Request, StepEvent
 from uqchat.engine.decode import Engine
 from uqchat.engine.prefix import PrefixStore, common_length
 from uqchat.errors import InputError
+from uqchat.types import Signals
 
 pytestmark = pytest.mark.usefixtures("both_forwards")
 
@@ -100,6 +101,25 @@ def test_rows_with_one_prompt_share_its_reading_and_differ_by_seed() -> None:
     for config, steps in zip(configs, together[1:], strict=True):
         (alone,), _ = drain(make_engine(), Request(prompt, config))
         assert [s.token_id for s in steps] == [s.token_id for s in alone]
+
+
+def test_a_shared_prompts_signals_go_to_every_row_that_wants_the_same() -> None:
+    engine = make_engine()
+    prompt, wanted = ids_of(engine, LONG), Signals(hidden_layers=(1,), attention_lags=2, prompt_rows=True)
+    read = count_read(engine)
+    configs = [GenerationConfig(max_new_tokens=6, temperature=1.0, seed=seed) for seed in range(3)]
+    together, _ = drain(engine, *(Request(prompt, c, signals=wanted) for c in configs), greedy(prompt, 6))
+    assert read == [len(prompt)]
+    for config, steps in zip(configs, together[:3], strict=True):
+        (alone,), _ = drain(make_engine(), Request(prompt, config, signals=wanted))
+        for one, many in zip(alone, steps, strict=True):
+            assert one.token_id == many.token_id
+            assert (one.signals.prompt is None) == (many.signals.prompt is None)
+            torch.testing.assert_close(many.signals.hidden[1], one.signals.hidden[1], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(many.signals.attention, one.signals.attention, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(steps[0].signals.prompt.hidden[1], alone[0].signals.prompt.hidden[1])
+    other = Request(prompt, configs[0], signals=Signals(hidden_layers=(0,)))
+    assert not other.is_twin_of(Request(prompt, configs[0], signals=wanted))
 
 
 def test_short_prompts_are_read_together_in_one_forward() -> None:

@@ -28,7 +28,8 @@ class Request:
     def is_twin_of(self, other: Request) -> bool:
         """Whether this one reads exactly what `other` reads, so that both can go on from the same logits."""
         mine, theirs = ((r.prompt_ids, r.forced_ids, r.adapter) for r in (self, other))
-        return mine == theirs and not self.forced_ids and not self.signals.has_tensors
+        wants_the_same = not self.signals.has_tensors or self.signals == other.signals
+        return mine == theirs and not self.forced_ids and wants_the_same
 
 
 @dataclass(frozen=True, slots=True)

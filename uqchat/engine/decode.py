@@ -245,7 +245,8 @@ class Engine:
         if reason or row.request.generation.max_new_tokens == 0:
             return self._finish(row, reason or "length")
         twins = self.lineup.take_twins(row)
-        return self._advance([row, *twins], logits.expand(1 + len(twins), -1), signals + [None] * len(twins))
+        same = [signals[0] if twin.request.signals.has_tensors else None for twin in twins]
+        return self._advance([row, *twins], logits.expand(1 + len(twins), -1), signals + same)
 
     # ---- tokens
 
