@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from huggingface_hub import constants
 from tests.fake_hub import FakeHub, Repository
 from tests.heads.making import random_head, write_folder
 from tests.tiny import tiny_model
+from uqchat import artifacts
 from uqchat.artifact_folders import hub_groups, kind_of, require_plausible, slug_of
 from uqchat.artifacts import list_artifacts, open_estimator
 from uqchat.calibration import Calibration, Calibrations, write_calibrations
@@ -212,3 +215,33 @@ def test_what_can_be_no_estimator_is_told_before_a_model_is_loaded(model: Langua
     for name in ("entropi", "", "a/b/c", "/no/such"):
         with pytest.raises(ArtifactError, match="Known: entropy, .*probe.*my_head"):
             require_plausible(["entropy", name])
+
+
+def test_a_slow_download_holds_up_nobody_who_asks_for_another(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def download(*_: object) -> Path:
+        begun.set()
+        assert go_on.wait(30)
+        raise ModelError("nothing there")
+
+    monkeypatch.setattr(artifacts, "download_files", download)
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(model.estimator, "org/slow")
+        assert begun.wait(30)
+        assert len(model.answer("hello", "entropy", SHORT).tokens) == 5
+        go_on.set()
+        with pytest.raises(ModelError, match="nothing there"):
+            slow.result()
+
+
+def test_no_more_estimators_are_kept_open_than_allowed(
+    model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifacts, "MAX_OPEN", 2)
+    shelf = artifacts.Shelf(model)
+    names = [str(save(model, tmp_path / str(i))) for i in range(3)]
+    first = [shelf.get(name) for name in names][0]
+    assert shelf.get(names[2]) is shelf.get(names[2]) and shelf.get(names[0]) is not first

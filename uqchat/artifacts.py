@@ -36,6 +36,7 @@ from uqchat.hub_files import download_files
 from uqchat.origin import ArtifactError, Origin, check_origin
 from uqchat.types import Level
 
+MAX_OPEN = 64  # estimators that are kept open; more names than that are folders and Hub ids that somebody tries
 Stamp = tuple[tuple[str, int, int], ...]
 
 
@@ -85,7 +86,8 @@ class Shelf:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._lock = threading.RLock()  # a combination opens its members while it is opened
+        self._lock = threading.Lock()  # of the two tables below
+        self._locks: dict[str, threading.RLock] = {}  # by name: a slow download holds up nobody who asks for another
         self._open: dict[str, tuple[Stamp, Estimator]] = {}
         self._fetched: dict[str, Path] = {}  # of Hub ids, which are looked up once
 
@@ -97,11 +99,20 @@ class Shelf:
     def get(self, name: str) -> Estimator:
         """The estimator of this name, kept open. Raises what `open_estimator` raises."""
         with self._lock:
-            stamp = self._stamp(name)
-            kept = self._open.get(name)
+            own = self._locks.setdefault(name, threading.RLock())
+        with own:
+            stamp, kept = self._stamp(name), self._open.get(name)
             if kept is None or kept[0] != stamp:
-                kept = self._open[name] = (stamp, self.open(name))
+                kept = (stamp, self.open(name))
+                self._keep(name, kept)
             return kept[1]
+
+    def _keep(self, name: str, opened: tuple[Stamp, Estimator]) -> None:
+        with self._lock:
+            self._open.pop(name, None)
+            self._open[name] = opened
+            for oldest in list(self._open)[:-MAX_OPEN]:
+                del self._open[oldest], self._locks[oldest]
 
     def open(self, name: str, *, allow_mismatch: bool = False) -> Estimator:
         """A fresh one, see `open_estimator`."""

@@ -54,7 +54,9 @@ class Lookback(Estimator):
             return stored
         if step.signals is None or step.signals.prompt_attention is None or not state.prompt_length:
             raise InputError("The lookback ratio needs attention on the prompt, which this model did not give.")
-        on_prompt = step.signals.prompt_attention.double().clamp(0, 1)  # (layers, H), summed over the prompt's keys
+        on_prompt = (
+            step.signals.prompt_attention.cpu().double().clamp(0, 1)
+        )  # (layers, H), summed over the prompt's keys
         raw = 0.0
         if state.num_new:
             looking_back = on_prompt / state.prompt_length

@@ -121,7 +121,7 @@ class Rauq(Estimator):
             return
         if step.signals is None or step.signals.attention is None:
             raise InputError("RAUQ needs attention weights, which this model did not give.")
-        weights = self._own_layers(step.signals)[:, :, 1].double().cpu().numpy()  # (layers, H)
+        weights = self._own_layers(step.signals)[:, :, 1].cpu().double().numpy()  # (layers, H)
         state.attention.append(weights)
         state.sums = weights if state.sums is None else state.sums + weights
         self._extend(state)
