@@ -51,6 +51,8 @@ class AnswerRow:
     max_new_tokens: int = 256
     """The cap under which it was generated: an answer that reached it may have gone on."""
     prompt_tokens: int = 0
+    prompt_ids: tuple[int, ...] = ()
+    """Of an answer that came with its prompt's ids; else the messages say what was asked."""
     choices: tuple[str, ...] = ()
     """Of a multiple-choice question; the right letter is `references[0]`."""
     facts: tuple[Fact, ...] = ()
@@ -115,7 +117,7 @@ def _object(line: str, where: str) -> dict[str, Any]:
 def _frozen(name: str, value: Any) -> Any:
     if name == "spans":
         return tuple((int(start), int(end)) for start, end in value)
-    if name == "answer_ids":
+    if name in ("answer_ids", "prompt_ids"):
         return tuple(int(token_id) for token_id in value)
     if name == "facts":
         return tuple(Fact(fact["subject"], tuple(fact["references"]), fact.get("id", "")) for fact in value)

@@ -1,6 +1,6 @@
 """`python -m trainers data <stage>`: questions to answers, labels and cached features; every stage runs alone.
 
-Only the shell's side: arguments in, calls of the stages out.
+`generate` answers questions, `features` reads answers that are there already, `label` grades what either wrote.
 """
 
 from __future__ import annotations
@@ -10,65 +10,38 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from trainers import long_answers
-from trainers.cache import CacheWriter
+from trainers.answers import read_answers, write_labels
+from trainers.cache import CacheWriter, FeatureCache
 from trainers.capture import default_layers
-from trainers.generate import Task, generate, make_tasks
+from trainers.data_plan import MAX_NEW_TOKENS, plan_tasks
+from trainers.generate import generate, reading_tasks
+from trainers.graders import Grader, endpoint_grader, model_grader
 from trainers.label import AUDIT_ROWS, GRADERS, label_folder, write_audit
-from trainers.prompts import STYLES, Messages, make_messages, pick_examples
-from trainers.questions import Question, read_questions, shared_file
-from trainers.splits import CALIBRATION, shuffled, split, without_leaks
-from uqchat.config import GenerationConfig
+from trainers.prompts import STYLES
+from trainers.readers import FORMATS, read_calibration_tuning, read_luh, rows_of
+from trainers.splits import CALIBRATION
 from uqchat.errors import InputError
+from uqchat.fingerprint import template_hash, weights_fingerprint
+from uqchat.models import LoadedModel, load_model
 from uqchat.types import Signals
 
-MAX_NEW_TOKENS = {"page": 48, "short": 20, "sentence": 48, "several": 72}
-"""Defaults: an answer that rambles on has long given what was asked."""
+_SETTINGS = ("set", "split", "style", "limit", "calibration", "k_shot", "several", "samples", "temperature", "seed")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The stages and their arguments."""
     stages = parser.add_subparsers(dest="stage", required=True)
     _add_generate(stages.add_parser("generate", help="answer questions, with every signal cached"))
-    label = stages.add_parser("label", help="grade answers and label their tokens")
-    label.add_argument("folders", type=Path, nargs="+", help="folders that generate wrote")
-    label.add_argument("--grader", choices=sorted(GRADERS), default="alias")
-    label.add_argument("--audit", type=int, default=AUDIT_ROWS, help="rows of audit.md, for a person to look at")
+    features = stages.add_parser("features", help="cache the signals of answers that are there already")
+    features.add_argument("--answers", type=Path, required=True, help="a folder of ours, or files of another format")
+    features.add_argument("--format", choices=FORMATS, default="folder", help="calibration-tuning: CSV or Parquet rows")
+    _add_capture(features)
+    _add_label(stages.add_parser("label", help="grade answers and label their tokens"))
 
 
 def main(args: argparse.Namespace) -> int:
     """Run one stage."""
-    return {"generate": run_generate, "label": run_label}[args.stage](args)
-
-
-def run_label(args: argparse.Namespace) -> int:
-    """The stage `label`."""
-    for folder in args.folders:
-        counts = label_folder(folder, GRADERS[args.grader])
-        write_audit(folder, args.audit)
-        print(f"{folder}: {counts}", file=sys.stderr)
-    return 0
-
-
-def _add_generate(parser: argparse.ArgumentParser) -> None:
-    add_model_arguments(parser)
-    parser.add_argument("--set", required=True, help="name of a shared set, such as easy_facts")
-    parser.add_argument("--file", type=Path, help="a JSONL, CSV or Parquet file in place of the shared one")
-    parser.add_argument("--split", default="train", help="train and calibration part the train file; eval, val, dev")
-    parser.add_argument("--calibration", type=float, default=CALIBRATION, help="share of train that only calibrates")
-    parser.add_argument("--limit", type=int, help="only the first so many of a fixed shuffle of the file")
-    parser.add_argument("--style", choices=STYLES, default="page")
-    parser.add_argument("--k-shot", type=int, default=0, help="answered examples before the question")
-    parser.add_argument("--several", type=int, help="ask for several facts at once, so many prompts; easy_facts only")
-    parser.add_argument("--max-new-tokens", type=int, help=f"default: {MAX_NEW_TOKENS}")
-    parser.add_argument("--samples", type=int, default=0, help="drawn answers on top of the greedy one")
-    parser.add_argument("--temperature", type=float, default=0.0, help="of the drawn answers")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write, or to go on with")
-    parser.add_argument("--layers", help="hidden layers, such as 8,16,30; default: six of them")
-    parser.add_argument("--lags", type=int, default=3, help="attention on the so many newest tokens; 0 is none")
-    parser.add_argument("--top-n", type=int, default=10, help="largest log-probabilities")
-    parser.add_argument("--max-disk", type=float, default=20.0, help="GB that the features may take")
+    return {"generate": run_generate, "features": run_features, "label": run_label}[args.stage](args)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,82 +52,114 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quantization")
 
 
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--set", required=True, help="name of a shared set, such as easy_facts; else what to call it")
+    parser.add_argument("--file", type=Path, help="a JSONL, CSV or Parquet file in place of the shared one")
+    parser.add_argument("--recipe", help="a declared set of the Hub, such as mmlu; an unknown name lists them")
+    parser.add_argument("--hub", help="any set of the Hub, or a folder that the package datasets reads")
+    parser.add_argument("--hub-config", help="its configuration")
+    parser.add_argument("--hub-split", help="its split; default: --split")
+    parser.add_argument("--columns", help="what the source calls its columns, such as question=prompt,answers=target")
+    parser.add_argument("--split", default="train", help="train and calibration part the train file; eval, val, dev")
+    parser.add_argument("--calibration", type=float, default=CALIBRATION, help="share of train that only calibrates")
+    parser.add_argument("--limit", type=int, help="only the first so many of a fixed shuffle of the file")
+    parser.add_argument("--style", choices=STYLES, default="page")
+    parser.add_argument("--k-shot", type=int, default=0, help="answered examples before the question")
+    parser.add_argument("--several", type=int, help="ask for several facts at once, so many prompts; easy_facts only")
+    parser.add_argument("--max-new-tokens", type=int, help=f"default: {MAX_NEW_TOKENS}")
+    parser.add_argument("--samples", type=int, default=0, help="drawn answers on top of the greedy one")
+    parser.add_argument("--temperature", type=float, default=0.0, help="of the drawn answers")
+    parser.add_argument("--seed", type=int, default=0)
+    _add_capture(parser)
+
+
+def _add_capture(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write, or to go on with")
+    parser.add_argument("--layers", help="hidden layers, such as 8,16,30; default: six of them")
+    parser.add_argument("--lags", type=int, default=3, help="attention on the so many newest tokens; 0 is none")
+    parser.add_argument("--top-n", type=int, default=10, help="largest log-probabilities")
+    parser.add_argument("--max-disk", type=float, default=20.0, help="GB that the features may take")
+
+
+def _add_label(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
+    parser.add_argument("folders", type=Path, nargs="+", help="folders that generate or features wrote")
+    known = (*sorted(GRADERS), "endpoint", "model")
+    parser.add_argument("--grader", choices=known, default="alias", help="endpoint and model ask a language model")
+    parser.add_argument("--url", help="of an OpenAI-compatible endpoint, such as http://localhost:8000/v1")
+    parser.add_argument("--judge", default="", help="name of the endpoint's model; its key: OPENAI_API_KEY")
+    parser.add_argument("--audit", type=int, default=AUDIT_ROWS, help="rows of audit.md, for a person to look at")
+
+
 def run_generate(args: argparse.Namespace) -> int:
     """The stage `generate`."""
-    from uqchat.fingerprint import template_hash, weights_fingerprint
-    from uqchat.models import load_model
-
     tasks = plan_tasks(args)
     model = load_model(args.model, args.device, args.dtype, args.quantization)
+    made = {name: getattr(args, name) for name in _SETTINGS}
+    made["source"] = str(args.file or args.recipe or args.hub or "shared")
+    made["max_new_tokens"] = tasks[0].generation.max_new_tokens
+    writer, signals = _open(args, model, made)
+    _report(args.out, writer, generate(model, tasks, writer, signals))
+    return 0
+
+
+def run_features(args: argparse.Namespace) -> int:
+    """The stage `features`: given answers are read by teacher forcing; their labels come along."""
+    model = load_model(args.model, args.device, args.dtype, args.quantization)
+    if args.format == "folder":
+        rows = read_answers(args.answers)
+    else:
+        read = {"calibration-tuning": read_calibration_tuning, "luh": read_luh}[args.format]
+        rows = read(rows_of(args.answers), model.tokenizer, args.answers.stem)
+    writer, signals = _open(args, model, {"answers": str(args.answers), "format": args.format})
+    _report(args.out, writer, generate(model, reading_tasks(rows), writer, signals))
+    labels = {row.key: row for row in rows}
+    write_labels(args.out, [labels[row.key] for row in FeatureCache.open(args.out).answers])
+    return 0
+
+
+def run_label(args: argparse.Namespace) -> int:
+    """The stage `label`."""
+    grader = _grader(args)
+    for folder in args.folders:
+        counts = label_folder(folder, grader)
+        write_audit(folder, args.audit)
+        print(f"{folder}: {counts}", file=sys.stderr)
+    return 0
+
+
+def _grader(args: argparse.Namespace) -> Grader:
+    if args.grader == "endpoint":
+        if not args.url:
+            raise InputError("--grader endpoint needs --url, such as http://localhost:8000/v1.")
+        return endpoint_grader(args.url, args.judge)
+    if args.grader == "model":
+        return model_grader(load_model(args.model, args.device, args.dtype, args.quantization))
+    return GRADERS[args.grader]
+
+
+def _open(args: argparse.Namespace, model: LoadedModel, made: dict[str, Any]) -> tuple[CacheWriter, Signals]:
+    """The folder to write, which remembers what it is made with."""
     signals = wanted_signals(args, model.model)
     info = {
         "model": args.model,
         "weights_fingerprint": weights_fingerprint(model.model),
         "chat_template_hash": template_hash(model.tokenizer),
         "dtype": model.dtype,
-        **{
-            name: getattr(args, name) for name in ("set", "split", "style", "limit", "calibration", "k_shot", "several")
-        },
-        **{name: getattr(args, name) for name in ("samples", "temperature", "seed")},
-        "file": str(args.file) if args.file else None,
-        "max_new_tokens": tasks[0].generation.max_new_tokens,
+        **made,
         "hidden_layers": list(signals.hidden_layers),
         "attention_lags": signals.attention_lags,
         "top_n": signals.top_n,
     }
-    writer = CacheWriter(args.out, info, int(args.max_disk * 1e9))
-    skipped = generate(model, tasks, writer, signals)
+    return CacheWriter(args.out, info, int(args.max_disk * 1e9)), signals
+
+
+def _report(folder: Path, writer: CacheWriter, skipped: int) -> None:
     writer.finish()
-    print(f"{args.out}: {len(writer.done):,} answers, {writer.num_bytes / 1e9:.2f} GB", file=sys.stderr)
+    print(f"{folder}: {len(writer.done):,} answers, {writer.num_bytes / 1e9:.2f} GB", file=sys.stderr)
     if skipped:
-        print(f"{skipped:,} questions left out: they do not fit the context window", file=sys.stderr)
-    return 0
-
-
-def plan_tasks(args: argparse.Namespace) -> list[Task]:
-    """What `generate` is to answer.
-
-    Raises:
-        InputError: no such set or split, or no question is left.
-    """
-    questions, pool = choose_questions(args)
-    if args.several:
-        if args.split not in ("train", "calibration"):
-            questions = without_leaks(questions, read_questions(args.file or shared_file(args.set, "train"), args.set))
-        asked = long_answers.compose(questions, pool, args.several, args.split, args.seed)
-        return _with_settings(asked, "several", args)
-    asked = [
-        (question, make_messages(question, args.style, pick_examples(question, pool, args.k_shot, args.seed)))
-        for question in questions
-    ]
-    return _with_settings(asked, args.style, args)
-
-
-def _with_settings(asked: list[tuple[Question, Messages]], style: str, args: argparse.Namespace) -> list[Task]:
-    tokens = MAX_NEW_TOKENS[style] if args.max_new_tokens is None else args.max_new_tokens
-    if tokens < 1:
-        raise InputError(f"--max-new-tokens must be 1 or more; got {tokens}.")
-    config = GenerationConfig(max_new_tokens=tokens, temperature=args.temperature, seed=args.seed)
-    return make_tasks(asked, args.split, style, config, args.samples)
-
-
-def choose_questions(args: argparse.Namespace) -> tuple[list[Question], list[Question]]:
-    """The questions of the split, and those that may serve as answered examples."""
-    is_parted = args.split in ("train", "calibration")
-    path = args.file or shared_file(args.set, "train" if is_parted else args.split)
-    questions = read_questions(path, args.set)
-    parts = split(questions, args.calibration) if is_parted else {args.split: questions}
-    chosen = {question.id for question in parts[args.split]}
-    taken = [question for question in shuffled(questions, args.limit) if question.id in chosen]
-    if not taken:
-        raise InputError(f"No question of {path} is left in split {args.split!r} with --limit {args.limit}.")
-    return taken, _examples(args) if args.k_shot or args.several else []
-
-
-def _examples(args: argparse.Namespace) -> list[Question]:
-    """Training questions, also for other splits: nobody's answer is shown that is to be judged."""
-    path = args.file or shared_file(args.set, "train")
-    return split(read_questions(path, args.set), args.calibration)["train"]
+        print(f"{skipped:,} left out: they do not fit the context window", file=sys.stderr)
 
 
 def wanted_signals(args: argparse.Namespace, model: Any) -> Signals:

@@ -40,6 +40,8 @@ class Task:
     messages: Messages
     generation: GenerationConfig
     sample: int = 0
+    given: AnswerRow | None = None
+    """An answer to read in place of writing one."""
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -64,6 +66,23 @@ def make_tasks(
             drawn = replace(generation, seed=generation.seed + sample) if sample else greedy
             tasks.append(Task(question, split, style, messages, drawn, sample))
     return tasks
+
+
+def reading_tasks(rows: Iterable[AnswerRow]) -> list[Task]:
+    """Tasks that read given answers by teacher forcing, so that their signals are cached."""
+    return [
+        Task(
+            Question(row.id, row.set, row.question, row.references, row.category, row.choices, row.facts),
+            row.split,
+            row.style,
+            row.messages,
+            GenerationConfig(max_new_tokens=0),
+            row.sample,
+            row,
+        )
+        for row in rows
+        if row.answer_ids
+    ]
 
 
 def generate(
@@ -150,6 +169,9 @@ class _Job:
 
     def row(self) -> AnswerRow:
         task, question = self.task, self.task.question
+        if task.given is not None:
+            spans, text = tuple(step.span for step in self.steps), "".join(step.text for step in self.steps)
+            return replace(task.given, spans=spans, text=text, prompt_tokens=self.prompt_tokens)
         return AnswerRow(
             id=question.id,
             set=question.set,
@@ -173,12 +195,17 @@ class _Job:
 
 
 def _request(task: Task, model: LoadedModel, engine: Engine, signals: Signals) -> Request:
+    given = task.given.answer_ids if task.given else ()
+    wanted = task.generation.max_new_tokens + len(given)
+    if task.given and task.given.prompt_ids:
+        if len(task.given.prompt_ids) + wanted > model.context_window:
+            raise InputError("The answer does not fit the context window.")
+        return Request(task.given.prompt_ids, task.generation, given, signals)
     messages = [Message(turn["role"], turn["content"]) for turn in task.messages]
-    wanted = task.generation.max_new_tokens
     prompt = build_prompt(messages, model.tokenizer, model.context_window, wanted, engine.tags, wanted)
     if prompt.dropped_messages:
         raise InputError("The examples do not fit the context window.")
-    return Request(prompt.ids, task.generation, signals=signals, open_tag=prompt.open_tag)
+    return Request(prompt.ids, task.generation, given, signals, prompt.open_tag)
 
 
 class Progress:
