@@ -124,7 +124,7 @@ def test_files_of_a_folder_are_read_in_order_and_damage_is_named(tmp_path: Path)
     ("name", "row", "answer", "options"),
     [
         ("arc_easy", {"question": "q", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "2"}, "B", 2),
-        ("siqa", {"context": "c", "question": "q", **dict(answerA="x", answerB="y", answerC="z"), "label": "3"}, "C", 3),
+        ("siqa", {"context": "c", "question": "q", **dict(answerA="x", answerB="y", answerC="z"), "label": 3}, "C", 3),
         ("boolq", {"passage": "p", "question": "is it", "answer": True}, "B", 2),
         ("mmlu", {"question": "q", "subject": "law", "choices": ["w", "x", "y", "z"], "answer": 3}, "D", 4),
         ("winogrande", {"sentence": "s", "option1": "x", "option2": "y", "answer": "1"}, "A", 2),
