@@ -83,3 +83,28 @@ def test_labelled_answers_are_read_from_json_lines(tmp_path: Path) -> None:
         path.write_text(json.dumps(row) + "\n" + broken)
         with pytest.raises(InputError, match="line 2"):
             read_answers(path)
+
+
+def test_rows_of_the_published_data_sets_are_read_as_ours(engine: Engine, tmp_path: Path) -> None:
+    """Claims count ids without special ones: here the end token stands inside the reply's ids."""
+    tokenizer = engine.vocabulary.tokenizer
+    prompt = list(ids_of(engine, "a question"))
+    answer = [*tokenizer("ab", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    answer += tokenizer("cd", add_special_tokens=False)["input_ids"]
+    row = {
+        "input_ids": prompt + answer,
+        "reply": "abcd",
+        "claims": [{"aligned_token_ids": at} for at in ([0, 1], [2, 3], [1], [])],
+        "verified": [1.0, 0.0, float("nan"), 1.0],
+    }
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    (found,) = read_answers(tmp_path / "rows.jsonl", tokenizer)
+    assert found == LabelledAnswer(tuple(prompt), tuple(answer), ((0, 1), (3, 4)), (True, False))
+    for change, message in (
+        ({"reply": "other"}, "another tokenizer"),
+        ({"verified": [1.0]}, "4 claims but 1 labels"),
+        ({"claims": [{"aligned_token_ids": [9]}] * 4}, "line 1: list index out of range"),
+    ):
+        (tmp_path / "rows.jsonl").write_text(json.dumps(row | change))
+        with pytest.raises(InputError, match=message):
+            read_answers(tmp_path / "rows.jsonl", tokenizer)

@@ -17,6 +17,7 @@ from typing import Any
 
 from trainers.answers import IGNORED, AnswerRow
 from uqchat.errors import InputError
+from uqchat.head_check import answer_start
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def read_luh(rows: Iterable[Mapping[str, Any]], tokenizer: Any, name: str) -> li
 
     def make(number: int, row: Mapping[str, Any]) -> AnswerRow | str:
         ids = [int(token_id) for token_id in row["input_ids"]]
-        start = _answer_start(ids, str(row["reply"] or ""), tokenizer)
+        start = answer_start(ids, str(row["reply"] or ""), tokenizer)
         if start is None:
             return "the reply is not what the input ids end with"
         answer = ids[start:]
@@ -139,18 +140,6 @@ def _made(
 
 def _inverse(label: int) -> bool | None:
     return None if label == -1 else label == 0
-
-
-def _answer_start(ids: Sequence[int], reply: str, tokenizer: Any) -> int | None:
-    """Where the answer begins: the last place from which on the ids read as the reply."""
-    wanted = reply.strip()
-    for start in range(len(ids) - 1, -1, -1) if wanted else ():
-        text = tokenizer.decode(ids[start:], skip_special_tokens=True)
-        if text.strip() == wanted:
-            return start
-        if len(text.strip()) > len(wanted) + 16:
-            break
-    return None
 
 
 def _luh_labels(row: Mapping[str, Any], ids: Sequence[int], start: int, tokenizer: Any) -> tuple[int, ...] | str:

@@ -26,7 +26,7 @@ def add_arguments(own: argparse.ArgumentParser) -> None:
     own.add_argument("head", help="folder or Hub id of a head, ours or a published one")
     group = own.add_argument_group("head")
     group.add_argument(
-        "--rows", metavar="FILE.jsonl", help="check: labelled answers: prompt_ids, answer_ids, claims, is_error"
+        "--rows", metavar="FILE.jsonl", help="check: labelled answers, ours or rows of a published data set"
     )
     group.add_argument("--to", metavar="FOLDER", help="export: where to write the head")
     group.add_argument(
@@ -80,7 +80,7 @@ def _check(args: argparse.Namespace, model: LanguageModel) -> tuple[dict[str, An
     path = Path(args.rows).expanduser()
     if not path.is_file():
         raise InputError(f"There is no file {args.rows}.")
-    verdict = check_head(args.head, model, read_answers(path))
+    verdict = check_head(args.head, model, read_answers(path, model.tokenizer))
     lines = [f"{name:16} {score:.3f}" for name, score in sorted(verdict.scores.items(), key=lambda one: -one[1])]
     best = f"layout {verdict.layout}, hidden index {verdict.hidden_index}"
     text = f"{verdict.metric}, {verdict.rows} answers\n" + "\n".join(lines) + f"\nStored and used from now on: {best}"

@@ -7,6 +7,7 @@ answers in every convention it could have; the one that ranks false claims highe
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -37,8 +38,12 @@ class LabelledAnswer:
     is_error: tuple[bool, ...]
 
 
-def read_answers(path: Path) -> list[LabelledAnswer]:
-    """Labelled answers from JSON lines: `prompt_ids`, `answer_ids`, `claims` (lists of token indices) and `is_error`.
+def read_answers(path: Path, tokenizer: Any = None) -> list[LabelledAnswer]:
+    """Labelled answers from JSON lines.
+
+    A line has `prompt_ids`, `answer_ids`, `claims` (lists of token indices) and `is_error`; or it is a row of the
+    published data sets: `input_ids`, `reply`, `claims` with `aligned_token_ids`, and `verified` (1 false, 0 true; NaN
+    or null, unknown, is left out). The latter need the tokenizer.
 
     Raises:
         InputError: the file cannot be read, or a line is not of this form; the text names it.
@@ -51,8 +56,9 @@ def read_answers(path: Path) -> list[LabelledAnswer]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                answers.append(_answer(json.loads(line)))
-            except (ValueError, TypeError, KeyError) as error:
+                raw = json.loads(line)
+                answers.append(_published(raw, tokenizer) if "input_ids" in raw else _answer(raw))
+            except (ValueError, TypeError, KeyError, IndexError) as error:
                 raise InputError(f"{path.name}, line {number}: {error or 'not of the expected form'}") from error
     return answers
 
@@ -63,6 +69,37 @@ def _answer(raw: Mapping[str, Any]) -> LabelledAnswer:
     if len(claims) != len(labels):
         raise ValueError(f"{len(claims)} claims but {len(labels)} labels")
     return LabelledAnswer(tuple(raw["prompt_ids"]), tuple(raw["answer_ids"]), claims, labels)
+
+
+def _published(raw: Mapping[str, Any], tokenizer: Any) -> LabelledAnswer:
+    """Claims name the answer's ids with special ones left out."""
+    ids = [int(token_id) for token_id in raw["input_ids"]]
+    start = answer_start(ids, str(raw["reply"]), tokenizer)
+    if start is None:
+        raise ValueError("the input ids do not end with the reply: they are of another tokenizer")
+    if len(raw["claims"]) != len(raw["verified"]):
+        raise ValueError(f"{len(raw['claims'])} claims but {len(raw['verified'])} labels")
+    special = set(tokenizer.all_special_ids)
+    places = [i for i, token_id in enumerate(ids[start:]) if token_id not in special]
+    pairs = [
+        (tuple(places[int(i)] for i in claim["aligned_token_ids"]), bool(verdict))
+        for claim, verdict in zip(raw["claims"], raw["verified"], strict=True)
+        if claim["aligned_token_ids"] and verdict is not None and not math.isnan(verdict)
+    ]
+    claims, labels = zip(*pairs, strict=True) if pairs else ((), ())
+    return LabelledAnswer(tuple(ids[:start]), tuple(ids[start:]), claims, labels)
+
+
+def answer_start(ids: Sequence[int], reply: str, tokenizer: Any) -> int | None:
+    """Where the answer begins in the ids of prompt and answer: the last place from which on they read as the reply."""
+    wanted = reply.strip()
+    for start in range(len(ids) - 1, -1, -1) if wanted else ():
+        text = tokenizer.decode(ids[start:], skip_special_tokens=True)
+        if text.strip() == wanted:
+            return start
+        if len(text.strip()) > len(wanted) + 16:
+            break
+    return None
 
 
 def check_head(source: str | Path, model: Any, answers: Sequence[LabelledAnswer]) -> Verdict:
