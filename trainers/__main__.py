@@ -22,6 +22,7 @@ TRAINERS: dict[str, tuple[str, str]] = {
     "probe": ("trainers.probe", "small networks on cached hidden states"),
     "combination": ("trainers.combination", "a logistic combination of estimators"),
     "calibrate": ("trainers.calibrate", "raw scores to probabilities of error, with their scope"),
+    "records": ("trainers.records", "records for the threshold playground, from cached answers"),
     "report": ("trainers.metrics_report", "how well risks rank errors, set by set, with intervals"),
 }
 
