@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("jobs", "jobs.*"),
         ("evaluation", "evaluation_*"),
     ),
-    (("__init__", "language_model", "answering"),),
+    (("__init__", "language_model", "answering"), ("marks",)),
     (
         ("scoring", "scoring_*"),
         ("selective", "selective_*"),

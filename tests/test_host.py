@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.doubles import ScriptedLanguageModel, wait_until
+from tests.doubles import ScriptedLanguageModel, offer, wait_until
 from uqchat.config import AppConfig
 from uqchat.errors import BusyError, ModelCancelledError, ModelError
-from uqchat.host import ModelHost
+from uqchat.host import HostStatus, ModelHost
+from uqchat.host_estimators import offers_of
 from uqchat.loading import LoadProgress
 
 
@@ -38,7 +39,6 @@ class Loader:
             raise ValueError("a bug")
         model = ScriptedLanguageModel("one two three", name=name, **self.script)
         model.info = SimpleNamespace(dtype="bfloat16", device="cpu", quantization=None, context_window=8192, notes=())
-        model.refused = {}
         model.close = lambda: self.closed.append(name)
         return model
 
@@ -304,3 +304,58 @@ def test_close_stops_a_load_and_frees_the_model(host: ModelHost, loader: Loader)
     host.close()
     assert host.status().state == "empty"
     assert loader.closed == ["first"]
+
+
+def test_an_estimator_is_added_in_the_background_tried_with_every_model_and_removed(host: ModelHost) -> None:
+    host.add_estimator(" shelf/head ")
+    wait_until(lambda: host.status().adding is None)
+    added = host.status().offers[-1]
+    assert (added.name, added.is_added, added.refusal, added.card) == ("shelf/head", True, None, "# A head")
+    assert host.status().estimators[-1] == "shelf/head"
+    host.switch("second")
+    wait_until(lambda: host.status().model == "second" and settled(host))
+    assert host.status().offers[-1] == added
+    host.remove_estimator("entropy")  # not one that was added
+    host.remove_estimator("shelf/head")
+    assert "shelf/head" not in host.status().estimators and "entropy" in host.status().estimators
+
+
+@pytest.mark.parametrize(("name", "reason"), [("shelf/other", "960 features; this model gives 576"), ("x", "Unknown")])
+def test_an_estimator_that_does_not_fit_is_explained_and_not_listed(host: ModelHost, name: str, reason: str) -> None:
+    host.add_estimator(name)
+    wait_until(lambda: host.status().adding is None)
+    assert reason in (host.status().adding_error or "")
+    assert name not in [offer.name for offer in host.status().offers]
+
+
+def test_estimators_are_added_only_where_models_may_be_changed_and_while_one_is_ready(
+    make_host: Callable[..., ModelHost],
+) -> None:
+    with pytest.raises(ModelError, match="Adding an estimator is turned off"):
+        make_host(allow_model_switch=False).add_estimator("shelf/head")
+    empty = make_host()
+    with pytest.raises(BusyError, match="when a model is ready"):
+        empty.add_estimator("shelf/head")
+    with pytest.raises(ModelError, match="No estimator was named"):
+        empty.add_estimator("  ")
+
+
+def test_what_reads_on_after_the_answer_runs_only_where_it_is_wanted() -> None:
+    offers = (offer("entropy"), offer("query", is_costly=True), offer("probe", refusal="too deep"))
+    status = HostStatus("ready", "m", "Ready.", offers=offers)
+    assert status.estimators == ("entropy",)
+    assert status.estimators_with(["query", "probe", "gone"]) == ("entropy", "query")
+
+
+def test_an_estimator_with_follow_ups_is_costly_and_one_without_is_not() -> None:
+    from uqchat.artifacts import EstimatorChoice
+    from uqchat.estimators import ESTIMATORS
+
+    class Model:
+        available = [EstimatorChoice(one.name, one.label, one.level, one.unit, one.value_map) for one in ESTIMATORS]
+
+        def estimator(self, name: str) -> Any:
+            return next(kind for kind in ESTIMATORS if kind.name == name)()
+
+    costly = {one.name for one in offers_of(Model()) if one.is_costly}
+    assert costly == {"query_zero_shot"}

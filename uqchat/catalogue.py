@@ -1,4 +1,4 @@
-"""Well-known chat models, for the drop-down and `python -m uqchat models`. Any other name works just as well."""
+"""Well-known chat models and the published uncertainty heads for them. Any other name works just as well."""
 
 from __future__ import annotations
 
@@ -35,3 +35,38 @@ def known_models() -> list[ModelChoice]:
         ModelChoice("Qwen/Qwen2.5-7B-Instruct", "Qwen2.5 7B", 15.2, "apache-2.0"),
         ModelChoice("meta-llama/Llama-3.1-8B-Instruct", "Llama 3.1 8B", 16.1, "llama3.1", GATED),
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadChoice:
+    """A published uncertainty head; `base` is the model it was trained on, `size_mb` of its weights in 10^6 bytes."""
+
+    name: str
+    base: str
+    level: str
+    size_mb: int | None = None
+    note: str = ""
+
+    def fits(self, model: str | None) -> bool:
+        """Whether a model of this name is the one it was trained on, as far as names can tell."""
+        return bool(model) and _last(model) == _last(self.base)
+
+
+def known_heads() -> list[HeadChoice]:
+    """Heads of the organisation llm-uncertainty-head on the Hub, by base model. Their licence is not stated there."""
+    mistral, llama = "mistralai/Mistral-7B-Instruct-v0.2", "meta-llama/Llama-3.1-8B-Instruct"
+    gemma, early = "google/gemma-2-9b-it", "of November 2024; its configuration may lack what is read today"
+    return [
+        HeadChoice("llm-uncertainty-head/uhead_claim_Mistral-7B-Instruct-v0.2", mistral, "claim"),
+        HeadChoice("llm-uncertainty-head/uhead_claim_att_exp3_Mistral-7B-Instruct-v0.2", mistral, "claim", 42),
+        HeadChoice("llm-uncertainty-head/uhead_Mistral-7B-Instruct-v0.2", mistral, "token"),
+        HeadChoice("llm-uncertainty-head/uhead_claim_Llama-3.1-8B-Instruct", llama, "claim", 83),
+        HeadChoice("llm-uncertainty-head/uqhead_Llama-3.1-8B-Instruct", llama, "token", note=early),
+        HeadChoice("llm-uncertainty-head/uhead_gemma-2-9b-it", gemma, "token"),
+        HeadChoice("llm-uncertainty-head/uhead_claim_exp2_gemma-2-9b-it", gemma, "claim"),
+        HeadChoice("llm-uncertainty-head/saplma_gemma-2-9b-it", gemma, "token"),
+    ]
+
+
+def _last(name: str) -> str:
+    return name.rstrip("/").rsplit("/", 1)[-1].lower()

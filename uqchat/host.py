@@ -17,6 +17,7 @@ from uqchat.config import AppConfig, GenerationConfig
 from uqchat.errors import BusyError, ModelCancelledError, ModelError, UqchatError
 from uqchat.host_estimators import Offer, offers_of
 from uqchat.loading import LoadProgress
+from uqchat.marks import MarkedAnswer, refit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,6 +137,17 @@ class ModelHost:
             offers = tuple(one for one in self._status.offers if one.name != name or not one.is_added)
             self._status = replace(self._status, offers=offers)
 
+    def refit_estimator(self, name: str, marks: Sequence[MarkedAnswer]) -> None:
+        """Calibrate an untrained estimator's answer risk on marks, for everybody who uses this app.
+
+        Raises:
+            ModelError: changing is turned off. BusyError: no model is ready. InputError: as `marks.refit`.
+        """
+        self._require_switching("Refitting an estimator")
+        with self._admitted() as model:
+            refit(model, name, marks, self._config.estimators_dir)
+        self.refresh_estimators()
+
     def refresh_estimators(self) -> None:
         """Look again at what there is for the model, as after a training run."""
         with self._changed:
@@ -211,6 +223,7 @@ class ModelHost:
         stop: threading.Event | None,
         on_queue: Callable[[int], None] | None,
     ) -> Generator[ScoredToken, None, Answer]:
+        self._require_offered(estimators)
         with self._admitted() as model:
             return (
                 yield from model.stream(
@@ -228,8 +241,16 @@ class ModelHost:
         on_queue: Callable[[int], None] | None = None,
     ) -> Answer:
         """As `LanguageModel.score`; counts as a running answer. Raises BusyError as `stream`."""
+        self._require_offered(estimators)
         with self._admitted() as model:
             return model.score(messages, answer, estimators, stop=stop, on_queue=on_queue)
+
+    def _require_offered(self, estimators: Iterable[str]) -> None:
+        """Where models may not be changed, no visitor makes this machine read a folder or fetch from the Hub."""
+        offered = [offer.name for offer in self._status.offers]
+        unknown = [name for name in estimators if name not in offered]
+        if unknown and not self._config.allow_model_switch:
+            raise ModelError(f"There is no estimator {str(unknown[0])[:80]!r} here. Known: {', '.join(offered)}.")
 
     @contextmanager
     def _admitted(self) -> Iterator[LanguageModel]:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import get_args
+from typing import Any, get_args
 
 from sqlalchemy import delete, func, or_, update
 from sqlalchemy.exc import DBAPIError
@@ -282,6 +282,21 @@ class Store:
             if is_error is not None:
                 session.add(LabelRow(message_id=message_id, is_error=bool(is_error), start=start, end=end))
 
+    def count_marks(self, user: str, model: str) -> tuple[int, int]:
+        """How many answers of this model the user has marked right, and how many wrong."""
+        with self._reading(user) as session:
+            query = select(LabelRow.is_error, func.count()).join(MessageRow, col(MessageRow.id) == LabelRow.message_id)
+            query = _marked(query, user, model).group_by(col(LabelRow.is_error))
+            counts = {bool(is_error): count for is_error, count in session.exec(query)}
+            return counts.get(False, 0), counts.get(True, 0)
+
+    def marked_answers(self, user: str, model: str) -> list[StoredMessage]:
+        """The answers of this model that the user has marked as a whole, oldest first."""
+        with self._reading(user) as session:
+            query = select(MessageRow).join(LabelRow, col(MessageRow.id) == LabelRow.message_id)
+            rows = list(session.exec(_marked(query, user, model).order_by(col(MessageRow.number))))
+            return [stored_messages(session, self._cache, [row], _rows(session, row.chat_id))[0] for row in rows]
+
     # Life of the process
 
     def mark_interrupted(self) -> int:
@@ -323,6 +338,13 @@ class Store:
             yield
         except DBAPIError as error:
             raise StoreError(explain(error, self._url)) from error
+
+
+def _marked(query: Any, user: str, model: str) -> Any:
+    """Narrows a query over messages and labels to marks of whole answers of this model in the user's chats."""
+    query = query.join(ChatRow, col(ChatRow.id) == MessageRow.chat_id)
+    of_user = (ChatRow.user == user, col(ChatRow.deleted_at).is_(None))
+    return query.where(*of_user, MessageRow.model == model, col(LabelRow.start).is_(None))
 
 
 def _check_user(user: str) -> None:

@@ -101,7 +101,7 @@ def test_settings_and_view_survive_a_refresh_until_they_are_reset(chat: Page) ->
         expect(chat.get_by_label("Tokens at most")).to_have_value("256")
         expect(chat.locator("#uq-estimator input")).to_have_value("Entropy")
         expect(chat.get_by_label("Absolute")).to_be_checked()
-        expect(chat.get_by_label("Risk", exact=True)).to_be_checked()
+        expect(chat.get_by_label("Tokens", exact=True)).to_be_checked()
 
 
 def test_a_bar_of_the_chart_opens_its_token(chat: Page) -> None:

@@ -18,6 +18,7 @@ import gradio as gr
 
 from uqchat.config import AppConfig
 from uqchat.render import RiskView, inspector_html, legend_html
+from uqchat.ui.estimators_layout import EstimatorPanel, build_estimator_panel
 from uqchat.ui.help import HELP_HTML
 from uqchat.ui.offers import BEFORE, list_rows
 from uqchat.ui.panels import (
@@ -72,6 +73,7 @@ class Widgets:
     reset: gr.Button
     settings: Settings
     panel: ModelPanel
+    estimators: EstimatorPanel
     scoring: ScorePanel
     policy: PolicyChoice
     playground: Playground
@@ -222,6 +224,8 @@ def _right(config: AppConfig, models: Sequence[tuple[str, str]]) -> dict[str, ob
             reset = gr.Button("Reset to defaults", size="sm", elem_id="uq-reset")
         with gr.Tab("Model", id="model", visible=config.allow_model_switch):
             panel = build_model_panel(models)
+        with gr.Tab("Estimators", id="estimators"):
+            estimators = build_estimator_panel(_BIND, config.allow_model_switch)
         with gr.Tab("Help", id="help"):
             gr.HTML(HELP_HTML, elem_id="uq-help")
     return {
@@ -235,5 +239,6 @@ def _right(config: AppConfig, models: Sequence[tuple[str, str]]) -> dict[str, ob
         "settings": settings,
         "policy": policy,
         "panel": panel,
+        "estimators": estimators,
         "scoring": scoring,
     }

@@ -14,6 +14,7 @@ from uqchat.catalogue import known_models
 from uqchat.ui.answer_api import make_answer_endpoint, make_score_endpoint
 from uqchat.ui.chat import ChatHandlers
 from uqchat.ui.chats import ChatsHandlers
+from uqchat.ui.estimators import EstimatorHandlers
 from uqchat.ui.layout import Widgets, build_layout
 from uqchat.ui.playground import PlaygroundHandlers
 from uqchat.ui.playground import connect as connect_playground
@@ -40,6 +41,7 @@ class Page:
     chats: ChatsHandlers
     views: ViewHandlers
     models: ModelHandlers
+    estimators: EstimatorHandlers
     playground: PlaygroundHandlers
     policies: PolicyHandlers
 
@@ -65,6 +67,7 @@ def build_page(services: Services) -> Page:
             ChatsHandlers(services, widgets, screen),
             views,
             ModelHandlers(services, widgets, views),
+            EstimatorHandlers(services, widgets.estimators, views),
             playground,
             PolicyHandlers(services, widgets.policy, playground),
         )
@@ -150,10 +153,18 @@ def _connect_views(page: Page) -> None:
             _on(event, views.on_choice, [w.user, *w.controls()], [w.choices], trigger_mode="always_last")
     _on(w.reset.click, views.on_reset, [w.user], [*drawn, *w.controls(), w.choices])
     state = [w.status, w.clock, w.panel.status, w.panel.load, w.panel.cancel, w.panel.unload]
-    offered = [*state, *drawn, w.estimator, w.listed]
+    panel = w.estimators
+    offered = [*state, *drawn, w.estimator, w.listed, panel.offered, panel.catalogue, panel.refit, panel.refresh]
     _on(page.blocks.load, views.on_clock, [w.user], offered)
     _on(w.clock.tick, views.on_clock, [w.user], offered)
     inputs = [w.panel.name, w.panel.dtype, w.panel.quantization, w.panel.token]
     _on(w.panel.load.click, models.on_load_model, inputs, [*offered, w.panel.token])
     _on(w.panel.cancel.click, models.on_cancel_load, outputs=offered)
     _on(w.panel.unload.click, models.on_unload_model, outputs=offered)
+    heads = page.estimators
+    for event in (panel.add.click, panel.name.submit):
+        _on(event, heads.on_add, [w.user, panel.name], [*offered, panel.name])
+    for part in (panel.offered, panel.catalogue):
+        _on(part.select, heads.on_select, [w.user], offered)
+    _on(panel.refresh.click, heads.on_refresh, [w.user], offered)
+    _on(panel.refit.click, heads.on_refit, [w.user], offered)

@@ -14,6 +14,7 @@ import gradio as gr
 from gradio.components import Component
 
 from uqchat.host_estimators import Offer
+from uqchat.marks import MIN_MARKS
 from uqchat.render import (
     CLAIM_MODES,
     claims_html,
@@ -26,6 +27,7 @@ from uqchat.render import (
 )
 from uqchat.types import Decision, ScoredToken
 from uqchat.ui.chat_list import chats_html
+from uqchat.ui.estimators_html import estimators_html, heads_html, refit_words
 from uqchat.ui.layout import Widgets
 from uqchat.ui.offers import by_name, list_rows, picker, settle, ticked
 from uqchat.ui.overview import overview_html, remark_on
@@ -62,6 +64,23 @@ class Screen:
         notice = settle(session, self._services.host.status().offers)
         if notice:
             gr.Info(html.escape(notice))
+
+    def estimators(self, user: str, session: Session) -> Updates:
+        """The estimators tab, as far as it has changed: the list, the catalogue, how many marks there are."""
+        status, panel = self._services.host.status(), self._widgets.estimators
+        right, wrong = self._services.store.count_marks(user, status.model) if status.model else (0, 0)
+        key = (status.offers, status.adding, status.adding_error, status.model, status.state, right, wrong)
+        if key == session.shown_estimators:
+            return {}
+        session.shown_estimators = key
+        can_change = self._services.config.allow_model_switch
+        is_enough = right + wrong >= MIN_MARKS and min(right, wrong) > 0
+        return {
+            panel.offered: estimators_html(status, can_change),
+            panel.catalogue: heads_html(status.model, can_change and status.state == "ready"),
+            panel.refit: gr.Button(refit_words(right, wrong), interactive=is_enough and can_change),
+            panel.refresh: gr.Button(interactive=status.state == "ready"),
+        }
 
     def picker(self, session: Session) -> Updates:
         """What there is to tint by and to list."""

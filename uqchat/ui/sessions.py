@@ -46,7 +46,9 @@ class Session:
     """Answers that this tab has drawn; each ends when the last tab that watches it is closed."""
     ticket: str = ""
     """Names the stream that may draw into this tab; an older one ends itself."""
-    shown_status: str = ""
+    shown_status: tuple[str, str | None] = ("", None)
+    """The model's state and the estimator that is being opened, as shown last."""
+    shown_estimators: tuple[object, ...] = ()
     export: TemporaryDirectory | None = None
     """Holds the file that was exported last."""
 

@@ -73,14 +73,15 @@ class ViewHandlers:
 
     def _state(self, session: Session) -> Updates:
         shown = self._screen.status()
-        if shown == session.shown_status:
+        status = self._services.host.status()
+        if (shown, status.adding) == session.shown_status:
             return {}
-        session.shown_status = shown
-        state = self._services.host.status().state
-        is_moving, panel = state in ("loading", "switching"), self._widgets.panel
+        session.shown_status = (shown, status.adding)
+        state, panel = status.state, self._widgets.panel
+        is_moving = state in ("loading", "switching")
         return {
             self._widgets.status: shown,
-            self._widgets.clock: gr.Timer(0.5 if is_moving else 3.0),
+            self._widgets.clock: gr.Timer(0.5 if is_moving or status.adding else 3.0),
             panel.status: shown,
             panel.load: gr.Button(interactive=not is_moving),
             panel.cancel: gr.Button(interactive=is_moving),
@@ -89,11 +90,14 @@ class ViewHandlers:
 
     def _offered(self, request: gr.Request, kept: str | None, session: Session) -> Updates:
         """Another model, or another list of estimators: what is drawn may have to turn to another one."""
-        if not session.is_open or not kept or self._services.host.status().offers == session.offers:
+        if not session.is_open or not kept:
             return {}
         user, session = self._services.who(request, kept)
+        shown = self._screen.estimators(user, session)
+        if self._services.host.status().offers == session.offers:
+            return shown
         self._screen.settle(session)
-        return self._redrawn(user, session)
+        return shown | self._redrawn(user, session)
 
 
 class ModelHandlers:
