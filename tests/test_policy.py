@@ -95,6 +95,14 @@ def test_declined_and_retried_answers_are_not_seen_before_they_are_judged() -> N
         assert next(stream).text == "Paris" and model.running == 0
 
 
+@pytest.mark.parametrize("action", ["decline", "trim"])
+def test_no_token_of_what_is_not_to_be_seen_is_handed_out(action: str) -> None:
+    stream = PolicyRun(ScriptedLanguageModel(tokens_of_risk("Lyon.", 0.9)), policy(0.1, action)).stream("What?")
+    with pytest.raises(StopIteration) as end:
+        next(stream)
+    assert end.value.value.text == "Lyon." and end.value.value.decision.outcome == "declined"
+
+
 def test_retrying_ends_with_the_first_answer_below_the_threshold() -> None:
     scripts = [
         tokens_of_risk(text, risk) for text, risk in (("one a b", 0.9), ("two", 0.6), ("three", 0.2), ("four", 0))

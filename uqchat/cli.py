@@ -90,6 +90,8 @@ def _fill(own: Parser, name: str) -> None:
         own.add_argument("--messages", metavar="FILE", help="JSON list of {role, content}; `-` is standard input")
     if name == "score":
         own.add_argument("--answer", metavar="TEXT|@FILE", required=True, help="the answer to score")
+    if name in ("answer", "score", "chat"):
+        own.add_argument("--policy", metavar="NAME[@VERSION]", help="a kept threshold that the answer must obey")
     if name == "evaluate":
         add_arguments(own)
     if name == "heads":

@@ -7,32 +7,37 @@ import json
 import sys
 from collections.abc import Generator
 from contextlib import closing
+from dataclasses import replace
 from typing import TextIO
 
 from uqchat.cli_model import estimators_of, generation_of, load_language_model, messages_of, read_text
+from uqchat.cli_policy import decided, obeying, policy_of, tell, write_shown
 from uqchat.cli_terminal import TokenWriter, summary_line
+from uqchat.policy import judge
 from uqchat.types import Answer, ScoredToken
 
 
 def run_answer(args: argparse.Namespace, out: TextIO) -> None:
     """Answer one conversation; tokens stream unless --json is given."""
     messages, generation, estimators = messages_of(args), generation_of(args), estimators_of(args)
+    policy = policy_of(args)
     with closing(load_language_model(args)) as model:  # its thread must not outlive the interpreter
-        stream = model.stream(messages, estimators, generation)
-        answer = drain(stream, None if args.json else TokenWriter(out, estimators[0]))
+        stream = obeying(model, policy).stream(messages, estimators, generation)
+        answer = decided(stream, policy, None if args.json else TokenWriter(out, estimators[0]), drain)
     _finish(answer, args.json, out)
 
 
 def run_score(args: argparse.Namespace, out: TextIO) -> None:
     """Score the given answer; one newline at the end of a file is left out, since editors add it."""
     text = read_text(args.answer[1:]).removesuffix("\n") if args.answer.startswith("@") else args.answer
-    messages, estimators = messages_of(args), estimators_of(args)
+    messages, estimators, policy = messages_of(args), estimators_of(args), policy_of(args)
+    names = tuple(dict.fromkeys((*estimators, *((policy.estimator,) if policy else ()))))
     with closing(load_language_model(args)) as model:
-        answer = model.score(messages, text, estimators)
+        answer = model.score(messages, text, names)
+    if policy is not None:
+        answer = replace(answer, decision=judge(policy, answer))
     if not args.json:
-        writer = TokenWriter(out, estimators[0])
-        for token in answer.tokens:
-            writer.write(token)
+        write_shown(answer, TokenWriter(out, estimators[0]))
     _finish(answer, args.json, out)
 
 
@@ -55,4 +60,5 @@ def _finish(answer: Answer, use_json: bool, out: TextIO) -> None:
         return
     out.write("\n")
     out.flush()
+    tell(answer, out)
     print(summary_line(answer), file=sys.stderr)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from uqchat.cli_answer import drain
 from uqchat.cli_model import estimators_of, generation_of, load_language_model
+from uqchat.cli_policy import decided, obeying, policy_of, tell
 from uqchat.cli_terminal import TokenWriter, summary_line
 from uqchat.config import GenerationConfig
 from uqchat.errors import InputError, UqchatError
@@ -22,11 +23,13 @@ from uqchat.types import Answer, Message
 
 if TYPE_CHECKING:
     from uqchat.language_model import LanguageModel
+    from uqchat.policy import Policy
 
 HELP = """/retry             answer the last question again (differs only with --temperature above 0)
 /undo              take back the last question and its answer
 /system [TEXT]     show or set the system message; /system - removes it
 /estimator [NAME]  show the estimators, or tint by another one: the last answer is drawn again
+/show              show an answer that the policy declined or shortened
 /save FILE.json    write the conversation as a list that `answer --messages` reads
 /help  /quit       Ctrl-C stops an answer; Ctrl-D leaves"""
 
@@ -35,7 +38,7 @@ def run_chat(args: argparse.Namespace, out: TextIO) -> None:
     """Talk until /quit or the end of the input."""
     from uqchat.estimators import ESTIMATOR_NAMES
 
-    named, generation = estimators_of(args), generation_of(args)
+    named, generation, policy = estimators_of(args), generation_of(args), policy_of(args)
     names, chosen = tuple(dict.fromkeys((*ESTIMATOR_NAMES, *named))), named[0]
     try:
         import readline  # noqa: F401  (line editing and history for input(); not built into every Python)
@@ -43,7 +46,7 @@ def run_chat(args: argparse.Namespace, out: TextIO) -> None:
         pass
     with closing(load_language_model(args)) as model:
         print(f"{model.name} is ready. /help lists the commands.", file=sys.stderr)
-        TerminalChat(model, out, names, chosen, generation, args.system).run()
+        TerminalChat(model, out, names, chosen, generation, args.system, policy).run()
 
 
 class TerminalChat:
@@ -57,9 +60,10 @@ class TerminalChat:
         chosen: str,
         generation: GenerationConfig,
         system: str | None = None,
+        policy: Policy | None = None,
     ) -> None:
         self.model, self.out, self.estimators = model, out, tuple(estimators)
-        self.chosen, self.generation, self.system = chosen, generation, system
+        self.chosen, self.generation, self.system, self.policy = chosen, generation, system, policy
         self.messages: list[Message] = []
         self.last: Answer | None = None
 
@@ -94,6 +98,7 @@ class TerminalChat:
             "system": self._set_system,
             "estimator": self._choose,
             "save": self._save,
+            "show": self._show,
         }
         if command not in actions:
             raise InputError(f"/{command} is no command; /help lists them.")
@@ -102,10 +107,11 @@ class TerminalChat:
     def _ask(self, messages: list[Message], generation: GenerationConfig) -> None:
         prompt = [Message("system", self.system), *messages] if self.system else messages
         with interrupt_sets() as stop:
-            stream = self.model.stream(prompt, self.estimators, generation, stop=stop)
-            answer = drain(stream, TokenWriter(self.out, self.chosen))
+            stream = obeying(self.model, self.policy).stream(prompt, self.estimators, generation, stop=stop)
+            answer = decided(stream, self.policy, TokenWriter(self.out, self.chosen), drain)
         self.out.write("\n")
         self.out.flush()
+        tell(answer, self.out)
         self.messages, self.last = [*messages, Message("assistant", answer.text)], answer
         self._tell(
             summary_line(replace(answer, risks={self.chosen: answer.risks[self.chosen]} if answer.risks else {}))
@@ -140,6 +146,11 @@ class TerminalChat:
                 writer.write(token)
             self.out.write("\n")
             self.out.flush()
+
+    def _show(self, _: str) -> None:
+        if self.last is None:
+            raise InputError("There is no answer yet.")
+        self._choose(self.chosen)
 
     def _save(self, name: str) -> None:
         if not name:

@@ -88,6 +88,8 @@ class PolicyRun:
     ) -> Stream:
         """Tokens as they come, where the policy lets them be seen before the answer is whole; else all at the end.
 
+        Of an answer that is declined or shortened no token is handed out; the returned `Answer` holds them all.
+
         Raises:
             UqchatError: as `LanguageModel.stream`.
         """
@@ -100,7 +102,7 @@ class PolicyRun:
             first = self.model.stream(messages, names, generation, **options)
             return (yield from _stopping(policy, first, options["stop"]))
         first = self.model.stream(messages, names, generation, **options)
-        if policy.action in ("mark", "trim"):
+        if policy.action == "mark":
             answer = yield from first
             return replace(answer, decision=judge(policy, answer))
         answer = _drained(first)
@@ -109,7 +111,8 @@ class PolicyRun:
             answer, decision = self._retried(messages, names, generation, answer, options)
         elif decision.outcome == "marked" and policy.action == "hand_over":
             answer, decision = self._handed_over(messages, generation, answer, decision, options)
-        yield from answer.tokens
+        if not (decision.is_hidden or decision.hidden):  # what is not to be seen is in the answer only
+            yield from answer.tokens
         return replace(answer, decision=decision)
 
     def _retried(
