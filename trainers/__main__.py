@@ -23,6 +23,7 @@ TRAINERS: dict[str, tuple[str, str]] = {
     "combination": ("trainers.combination", "a logistic combination of estimators"),
     "calibrate": ("trainers.calibrate", "raw scores to probabilities of error, with their scope"),
     "records": ("trainers.records", "records for the threshold playground, from cached answers"),
+    "selective": ("trainers.selective_table", "what thresholds buy, as tables, from records"),
     "report": ("trainers.metrics_report", "how well risks rank errors, set by set, with intervals"),
 }
 

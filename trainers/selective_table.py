@@ -1,0 +1,161 @@
+"""What thresholds buy, as tables for the README, from records files. Asks no model.
+
+Accuracy at fixed shares of questions answered, with bootstrap intervals; the share that a guarantee lets be answered,
+over random halves; and, where several answers were drawn to each question, what trying again buys.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from uqchat.errors import InputError
+from uqchat.records import Records, read_records
+from uqchat.selective import accuracy_band, coverage_at_accuracy
+from uqchat.selective_guarantee import guaranteed_threshold
+
+BEGIN, END = "<!-- selective: begin -->", "<!-- selective: end -->"
+COVERAGES = (0.01, 0.08, 0.09, 0.35, 1.0)
+LEVELS = (0.1, 0.2, 0.3, 0.5)
+DELTA = 0.1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m trainers selective`."""
+    parser.add_argument("--records", nargs="+", required=True, type=Path, help="records files, .parquet")
+    parser.add_argument("--splits", type=int, default=200, help="random halves for the certified share")
+    parser.add_argument(
+        "--into", type=Path, help=f"a file to write between {BEGIN} and {END}; default: standard output"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Compute and write."""
+    text = "\n\n".join(section(read_records(path), args.splits) for path in args.records)
+    if args.into is None:
+        print(text)
+        return 0
+    replace_between(args.into, text)
+    print(f"{args.into}: written between the marks", file=sys.stderr)
+    return 0
+
+
+def replace_between(path: Path, text: str) -> None:
+    """Puts the text between the marks. Raises InputError where a mark is missing."""
+    whole = path.read_text(encoding="utf-8")
+    before, begin, rest = whole.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise InputError(f"{path} has no marks {BEGIN} and {END} to write between.")
+    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+
+
+def section(records: Records, splits: int) -> str:
+    """All that one file says."""
+    first = records.table["sample"].to_numpy() == 0
+    graded = first & ~np.isnan(records.is_error)
+    base = 1 - records.is_error[graded].mean()
+    head = f"`{records.name}`: {int(graded.sum()):,} answers, {base:.1%} right."
+    parts = [head, accuracy_table(records, first), certified_table(records, first, splits)]
+    doubled = doubling(records, first, base)
+    if doubled:
+        parts.append(doubled)
+    if not first.all():
+        parts += [tries_table(records)]
+    return "\n\n".join(parts)
+
+
+def accuracy_table(records: Records, only: np.ndarray) -> str:
+    """Accuracy of the answered at each share, with 95 % bootstrap intervals."""
+    rows = []
+    for name in records.estimators:
+        found = records.labelled(name, only=only)
+        drawn = accuracy_band(found.risk, found.is_error, COVERAGES)
+        cells = [
+            f"{a:.0%} ({low:.0%}-{high:.0%})"
+            for a, low, high in zip(drawn.accuracy, drawn.low, drawn.high, strict=True)
+        ]
+        rows.append([name, *cells])
+    return "Right among the answered, by share of questions answered:\n\n" + _table(
+        ["score", *(f"{coverage:.0%}" for coverage in COVERAGES)], rows
+    )
+
+
+def certified_table(records: Records, only: np.ndarray, splits: int, seed: int = 0) -> str:
+    """Mean share answered at the threshold certified on a random half, on the other half; 0 where none is."""
+    rows = [[name, *_certified(records, name, only, splits, seed)] for name in records.estimators]
+    return (
+        f"Mean share of questions answered under a guarantee with confidence {1 - DELTA:.0%}, over {splits} random "
+        "halves; in brackets, in how many of them more than r of the answered were wrong:\n\n"
+        + _table(["score", *(f"r = {level}" for level in LEVELS)], rows)
+    )
+
+
+def _certified(records: Records, name: str, only: np.ndarray, splits: int, seed: int) -> list[str]:
+    found = records.labelled(name, only=only)
+    generator, count = np.random.default_rng(seed), len(found.risk)
+    shares, broken = np.zeros((splits, len(LEVELS))), np.zeros(len(LEVELS))
+    for split in range(splits):
+        order = generator.permutation(count)
+        mine, other = order[: count // 2], order[count // 2 :]
+        for column, level in enumerate(LEVELS):
+            threshold = guaranteed_threshold(found.risk[mine], found.is_error[mine], level, DELTA)
+            if threshold is None:
+                continue
+            passes = found.risk[other] <= threshold
+            shares[split, column] = passes.mean()
+            broken[column] += passes.any() and found.is_error[other][passes].mean() > level
+    return [f"{share:.1%} ({b / splits:.0%})" for share, b in zip(shares.mean(axis=0), broken, strict=True)]
+
+
+def doubling(records: Records, only: np.ndarray, base: float) -> str:
+    """The largest share that can be answered at twice the accuracy of answering all; '' where that is above 100 %."""
+    if base <= 0 or 2 * base > 1:
+        return ""
+    found = {name: records.labelled(name, only=only) for name in records.estimators}
+    shares = {name: coverage_at_accuracy(one.risk, one.is_error, 2 * base) for name, one in found.items()}
+    best = max(shares, key=shares.__getitem__)
+    return f"At twice the accuracy of answering everything ({2 * base:.0%}), `{best}` answers {shares[best]:.1%}."
+
+
+def tries_table(records: Records) -> str:
+    """Of several answers to a question: are the riskiest wrong more often, and what does trying until sure buy?"""
+    ids, samples = records.strings("question_id"), records.table["sample"].to_numpy()
+    rows = []
+    for name in records.estimators:
+        risk, wrong = records.risk(name), records.is_error
+        groups: dict[str, list[int]] = {}
+        for row in np.flatnonzero(~(np.isnan(risk) | np.isnan(wrong))):
+            groups.setdefault(ids[row], []).append(int(row))
+        several = [np.array(sorted(rows, key=lambda r: samples[r])) for rows in groups.values() if len(rows) > 1]
+        if not several:
+            continue
+        first = np.array([wrong[g[0]] for g in several])
+        surest = np.array([wrong[g[np.argmin(risk[g])]] for g in several])
+        riskiest = np.array([wrong[g[np.argmax(risk[g])]] for g in several])
+        threshold = float(np.median([risk[g[0]] for g in several]))
+        ends = [_until(g, risk, threshold) for g in several]
+        retried, cost = np.array([wrong[row] for row, _ in ends]), float(np.mean([tries for _, tries in ends]))
+        cells = [1 - first.mean(), 1 - surest.mean(), 1 - riskiest.mean(), 1 - retried.mean()]
+        rows.append([name, *(f"{cell:.1%}" for cell in cells), f"{cost:.2f}"])
+    return (
+        "Several answers to each question: share right of the first (greedy) one, of the surest, of the riskiest, and "
+        "of the first below the median risk (the least risky where none is), with the answers that took:\n\n"
+        + _table(["score", "first", "surest", "riskiest", "tried until sure", "answers"], rows)
+    )
+
+
+def _until(rows: np.ndarray, risk: np.ndarray, threshold: float) -> tuple[int, int]:
+    for tries, row in enumerate(rows, 1):
+        if risk[row] <= threshold:
+            return int(row), tries
+    return int(rows[np.argmin(risk[rows])]), len(rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
