@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--records", nargs="+", required=True, type=Path, help="records files, .parquet")
     parser.add_argument("--splits", type=int, default=200, help="random halves for the certified share")
     parser.add_argument(
-        "--into", type=Path, help=f"a file to write between {BEGIN} and {END}; default: standard output"
+        "--into", type=Path, help=f"file with {BEGIN} and {END} to write between; default: standard output"
     )
 
 
