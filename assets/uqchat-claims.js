@@ -15,8 +15,7 @@ window.uqchatClaims = function (page) {
     show();
     const found = place();
     if (!found) return;
-    // On a narrow screen the panel covers the lower part of the conversation.
-    found.scrollIntoView({ block: document.body.dataset.uqSheet ? "start" : "center" });
+    found.scrollIntoView({ block: "center" });
     announce(found.textContent);
   }
 

@@ -29,6 +29,7 @@
     chosen = { message: text.dataset.m, index: Number(token.dataset.i) };
     document.body.dataset.uqSheet = "open";
     showChosen();
+    requestAnimationFrame(() => token.scrollIntoView({ block: "nearest" })); // the panel may have taken its place
     send({ action: "token", message: chosen.message, index: chosen.index }, origin || token);
   }
 

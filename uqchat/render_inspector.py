@@ -214,7 +214,7 @@ def legend_html(
 
 
 def _calibrated(scope: str, view: RiskView) -> str:
-    what = "mean of its tokens' probability" if view.mode in CLAIM_MODES else "probability"
+    what = "mean of the tokens' probability" if view.mode in CLAIM_MODES else "probability"
     return f"Calibrated for {scope}. Risk = {what} of error within that scope."
 
 
