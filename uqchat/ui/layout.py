@@ -30,7 +30,7 @@ from uqchat.ui.panels import (
     build_settings,
 )
 from uqchat.ui.playground_layout import Playground, build_playground
-from uqchat.ui.policies import PolicyChoice, build_policy_choice
+from uqchat.ui.policies import PolicyChoice, build_picker, keep_in_browser
 
 # assets/uqchat.js turns clicks and keys inside these components into one 'select' event {action, ...}.
 _BIND = "window.uqchat.bind(element, trigger, 'select');"
@@ -96,10 +96,12 @@ def build_layout(config: AppConfig, models: Sequence[tuple[str, str]]) -> Widget
         "ticket": gr.State(None),
         "clock": gr.Timer(1.0),
     }
+    kept_policy = keep_in_browser(config)
     with gr.Tabs(elem_id="uq-views") as views:
         with gr.Tab("Chat", id="chat"):
             found |= _chat(config, models)
         found["playground"] = build_playground()
+    found["policy"] = PolicyChoice(kept_policy, found.pop("policy"))
     return Widgets(views=views, **found)
 
 
@@ -219,7 +221,7 @@ def _right(config: AppConfig, models: Sequence[tuple[str, str]]) -> dict[str, ob
             scoring = build_score_panel()
         with gr.Tab("Settings", id="settings"):
             settings = build_settings()
-            policy = build_policy_choice(config)
+            policy = build_picker()
             listed = gr.CheckboxGroup(list_rows(()), label="Estimators to list", elem_id="uq-listed")
             reset = gr.Button("Reset to defaults", size="sm", elem_id="uq-reset")
         with gr.Tab("Model", id="model", visible=config.allow_model_switch):

@@ -26,13 +26,15 @@ class PolicyChoice:
     chosen: gr.Dropdown
 
 
-def build_policy_choice(config: AppConfig) -> PolicyChoice:
+def keep_in_browser(config: AppConfig) -> gr.BrowserState:
+    """What remembers the choice; it must not stand in a tab, whose parts are not there until it is opened."""
+    return gr.BrowserState(None, storage_key="uqchat-policy", secret=config.browser_secret())
+
+
+def build_picker() -> gr.Dropdown:
     """The picker, where the settings stand."""
-    return PolicyChoice(
-        gr.BrowserState(None, storage_key="uqchat-policy", secret=config.browser_secret()),
-        gr.Dropdown(
-            [NONE], value="", label="Policy", info="What answers obey; the playground makes them.", elem_id="uq-policy"
-        ),
+    return gr.Dropdown(
+        [NONE], value="", label="Policy", info="What answers obey; the playground makes them.", elem_id="uq-policy"
     )
 
 
