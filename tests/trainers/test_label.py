@@ -12,12 +12,16 @@ from typing import Any
 
 import pytest
 
+from tests.tiny_models import byte_tokenizer
 from tests.trainers.made_answers import make_cache, make_row
 from trainers.__main__ import main
 from trainers.answers import IGNORED, Fact, read_answers, write_answers
-from trainers.graders import endpoint_grader, judge_prompt, read_verdict
+from trainers.graders import endpoint_grader, judge_prompt, model_grader, read_verdict
 from trainers.label import GRADERS, check_labels, label_folder, label_row, write_audit
+from uqchat.engine.backend import StepEvent
 from uqchat.errors import InputError
+from uqchat.models import LoadedModel
+from uqchat.types import TokenStep
 
 
 def said(text: str, **changes: Any) -> Any:
@@ -147,3 +151,23 @@ def test_a_busy_endpoint_is_asked_again_and_a_refusal_is_told() -> None:
 @pytest.mark.parametrize(("reply", "is_error"), [("Yes", False), (" no.", True), ("**No**", True), ("Nobody", None)])
 def test_the_first_yes_or_no_of_a_reply_counts(reply: str, is_error: bool | None) -> None:
     assert read_verdict(reply) is is_error
+
+
+def test_a_model_loaded_here_can_be_the_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    tokenizer = byte_tokenizer()
+
+    class Scripted:
+        tags = ()
+
+        def __init__(self, *_: object) -> None:
+            """Needs no model."""
+
+        def stream(self, requests: list[Any]) -> Iterator[StepEvent]:
+            asked.append(tokenizer.decode(requests[0].prompt_ids))
+            yield from (StepEvent(0, TokenStep(i, i, text, (0, 0), 0.0, 0.0)) for i, text in enumerate([" N", "o."]))
+
+    monkeypatch.setattr("trainers.graders.Engine", Scripted)
+    model = LoadedModel("made", None, tokenizer, "cpu", "float32", None, 4096)
+    row = said("Quito", references=("Lima",))
+    assert model_grader(model)(row) is True and judge_prompt(row) in asked[0]
