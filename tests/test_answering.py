@@ -185,3 +185,27 @@ def test_closing_the_stream_within_the_follow_ups_frees_them(
         pass
     stream.close()
     assert model.running == 0
+
+
+def test_a_large_batch_with_many_readings_each_stays_within_the_workers_queue(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 answers of 40 readings each are 1,600 in all; 1,040 requests may be open at once."""
+
+    class Many(Asking):
+        def follow_ups(self, context: AnswerContext, tokens: Sequence[ScoredToken], state: Asked) -> list[FollowUp]:
+            return super().follow_ups(context, tokens, state)[:1] * 40
+
+    use(model, monkeypatch, Many())
+    most = []
+    submit = type(model._get_worker()).submit
+
+    def counting(self: object, *args: object) -> object:
+        job = submit(self, *args)
+        most.append(self.num_open)
+        return job
+
+    monkeypatch.setattr(type(model._get_worker()), "submit", counting)
+    answers = model.answers(["a"] * 40, "asking", GenerationConfig(max_new_tokens=1))
+    assert all(answer.failures == {} and "asking" in answer.risks for answer in answers) and len(most) == 40 * 41
+    assert max(most) < 300

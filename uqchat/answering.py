@@ -56,6 +56,11 @@ class FollowUpRun:
             if wanted:
                 self._jobs[number] = self._attempt(number, lambda wanted=wanted: self._submit(wanted)) or []
 
+    @property
+    def num_jobs(self) -> int:
+        """Readings that were handed in."""
+        return sum(map(len, self._jobs.values()))
+
     def replies(self) -> Generator[ScoredToken, None, None]:
         """Wait for all of them; gives tokens whose risks they change."""
         try:

@@ -307,7 +307,7 @@ class LanguageModel:
                     scorer = self._scorer(job.request, prompt, chosen)
                     end = drain(scored_events(reader.events(job), scorer))
                     asked.append((scorer, end, prompt, self._follow_ups(reader, scorer, end, None)))
-                if len(asked) > (BATCH_WINDOW if window else 0):
+                while asked and (not window or not asked[0][3] or _num_jobs(asked) > BATCH_WINDOW):
                     scorer, end, prompt, more = asked.popleft()
                     deque(more.replies() if more else (), maxlen=0)
                     answers.append(self._finished(scorer, end, prompt, more))
@@ -344,6 +344,10 @@ class LanguageModel:
             outside_scope=scorer.outside_scope,
             failures=more.failures if more else {},
         )
+
+
+def _num_jobs(asked: Iterable[tuple[Scorer, FinishEvent, Prompt, FollowUpRun | None]]) -> int:
+    return sum(more.num_jobs for *_, more in asked if more)
 
 
 def _as_given(answer: Answer) -> Answer:
