@@ -12,12 +12,14 @@ import pytest
 
 from tests.doubles import ScriptedHost, ScriptedLanguageModel, scored_tokens
 from uqchat import cli, cli_answer, cli_chat
-from uqchat.config import AppConfig
+from uqchat.cli_answer import drain as drain_with
+from uqchat.config import AppConfig, GenerationConfig
 from uqchat.conversation import AskSettings, Conversations
+from uqchat.conversation_policy import MIN_SEEN, PolicyGate
 from uqchat.errors import InputError
 from uqchat.policy import Origin, Policy, PolicyStore
 from uqchat.store import Store, StoredMessage
-from uqchat.types import Risk, ScoredToken
+from uqchat.types import Message, Risk, ScoredToken
 
 
 def risky(text: str, risk: float) -> tuple[ScoredToken, ...]:
@@ -122,3 +124,19 @@ def test_a_declined_answer_is_not_seen_while_it_is_written(policies: PolicyStore
     assert run.snapshot().tokens == ()
     host.release()
     assert run.join(10) and run.snapshot().text == "Lyon is big."
+
+
+def test_a_chat_whose_risks_are_unlike_the_calibrations_is_warned(policies: PolicyStore, tmp_path: Path) -> None:
+    seen = Origin(risks=tuple(i / 100 for i in range(101)))
+    for name, origin in (("alike", seen), ("unlike", Origin(risks=(0.0,) * 101))):
+        policies.save(Policy(name=name, estimator="entropy", threshold=1.0, calibrated_on=origin))
+    scripts = [risky("x", (7 * i % 40) / 40) for i in range(40)]
+    for name, is_warned in (("alike", False), ("unlike", True)):
+        host = ScriptedHost(*scripts)
+        gate = PolicyGate(host, AppConfig(policies_dir=tmp_path / "policies"))
+        policy = gate.find(name)
+        answers = [
+            drain_with(gate.stream(policy, [Message("user", "?")], (), GenerationConfig()), None) for _ in scripts
+        ]
+        warned = ["Careful" in answer.decision.basis for answer in answers]
+        assert any(warned) == is_warned and not any(warned[: MIN_SEEN - 1])

@@ -14,7 +14,6 @@ from pathlib import Path
 from trainers.cache import FeatureCache
 from trainers.data import add_model_arguments
 from trainers.replay import Opened, Scored, replay
-from uqchat import __version__
 from uqchat.calibration import Calibration, Calibrations
 from uqchat.config import GenerationConfig
 from uqchat.errors import InputError
@@ -111,7 +110,7 @@ def _record(
         outside_scope=outside,
         tokens=tokens,
         model=model,
-        versions={"uqchat": __version__, "calibrations": scopes, "kind": "open"},
+        versions={"calibrations": scopes, "kind": "open"},
     )
 
 

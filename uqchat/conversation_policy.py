@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,10 +12,14 @@ from uqchat.config import AppConfig, GenerationConfig
 from uqchat.errors import ModelError
 from uqchat.policy import Policy, PolicyStore, judge
 from uqchat.policy_run import PolicyRun
-from uqchat.types import Answer, Message, ScoredToken
+from uqchat.selective_guarantee import drift
+from uqchat.types import Answer, Decision, Message, ScoredToken
 
 if TYPE_CHECKING:
     from uqchat.language_model import LanguageModel
+
+MIN_SEEN, MAX_SEEN = 30, 200
+"""Answers after which drift is looked for, and how many of the newest are looked at."""
 
 
 class Host(Protocol):
@@ -43,6 +48,7 @@ class PolicyGate:
         self._load = load or _load
         self._second: tuple[str, LanguageModel] | None = None
         self._lock = threading.Lock()
+        self._seen: dict[str, deque[float]] = {}
 
     def find(self, ref: str) -> Policy | None:
         """The policy `name` or `name@version`; None for ''. Raises InputError when there is none of that name."""
@@ -62,7 +68,8 @@ class PolicyGate:
             return self._host.stream(messages, names, generation, **options)
         if policy.estimator not in names:  # this model cannot serve it: the policy says that it cannot judge
             return _judged(policy, self._host.stream(messages, names, generation, **options))
-        return PolicyRun(self._host, policy, self._open).stream(messages, names, generation, **options)
+        run = PolicyRun(self._host, policy, self._open)
+        return self._watched(policy, run.stream(messages, names, generation, **options))
 
     def score(
         self, policy: Policy | None, messages: Sequence[Message], text: str, wanted: Sequence[str], **options: Any
@@ -70,6 +77,29 @@ class PolicyGate:
         """As `LanguageModel.score`, with the policy's decision."""
         answer = self._host.score(messages, text, self._names(policy, wanted), **options)
         return answer if policy is None else replace(answer, decision=judge(policy, answer))
+
+    def _watched(
+        self, policy: Policy, stream: Generator[ScoredToken, None, Answer]
+    ) -> Generator[ScoredToken, None, Answer]:
+        answer = yield from stream
+        warning = self._drift_of(policy, answer.decision)
+        if answer.decision is None or not warning:
+            return answer
+        return replace(answer, decision=replace(answer.decision, basis=f"{answer.decision.basis} {warning}"))
+
+    def _drift_of(self, policy: Policy, decision: Decision | None) -> str:
+        """A warning when the risks seen lately are unlike those that the threshold was chosen on; '' otherwise."""
+        if decision is None or decision.risk is None or decision.outcome in ("cannot_judge", "handed_over"):
+            return ""
+        with self._lock:
+            seen = self._seen.setdefault(policy.ref, deque(maxlen=MAX_SEEN))
+            seen.append(decision.risk)
+            risks = list(seen)
+        if len(risks) < MIN_SEEN or not policy.calibrated_on.risks:
+            return ""
+        found = drift(policy.calibrated_on.risks, risks)
+        words = f"the risks of the last {len(risks)} answers differ from the calibration's by {found.score:.2f}"
+        return f"Careful: {words}, so this may not hold for such questions." if found.has_drifted else ""
 
     def close(self) -> None:
         """Frees the second model."""

@@ -64,6 +64,8 @@ class Origin(_Record):
     styles: tuple[str, ...] = ()
     num_answers: int = Field(0, ge=0)
     model: str = ""
+    risks: tuple[Share, ...] = Field((), max_length=1001)
+    """Evenly spaced quantiles of their risks, by which drift is noticed."""
     scope: str | None = None
     """Scope of the estimator's calibration; None: its values were not calibrated, and where they hold is not known."""
 

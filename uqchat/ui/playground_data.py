@@ -195,6 +195,7 @@ def make_policy(curve: Curve, rank: int, wish: Wish, name: str, action: str, **m
         num_answers=len(curve.calibration.risk),
         model=(_unique(run, "model") or ("",))[0],
         scope=curve.scope,
+        risks=tuple(np.quantile(curve.calibration.risk, np.linspace(0, 1, 101))) if len(curve.calibration.risk) else (),
     )
     try:
         return Policy(
