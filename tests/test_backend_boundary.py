@@ -74,7 +74,13 @@ def test_other_estimators_are_refused_by_the_missing_signal() -> None:
     model = make_model()
     with pytest.raises(InputError, match="Entropy cannot be used here.*no entropy of the full distribution"):
         model.stream("hi", ("margin", "entropy"))
-    assert list(model.refused) == ["entropy", "rauq"] and model.running == 0
+    assert list(model.refused) == ["entropy", "rauq", "lookback"] and model.running == 0
+
+
+def test_a_reading_that_the_server_cannot_give_leaves_the_answer() -> None:
+    answer = make_model().answer("hi", ("margin", "query_zero_shot"))
+    assert answer.text == TEXT and list(answer.risks) == ["margin"]
+    assert "gives no log-probabilities of given tokens" in answer.failures["query_zero_shot"]
 
 
 def test_answers_scores_and_given_beginnings_work_as_with_the_local_engine() -> None:
@@ -119,7 +125,8 @@ def test_a_chat_runs_on_it_and_is_stored_drawn_exported_and_read_again() -> None
     host = ModelHost(config, lambda name, **options: make_model())
     host.start()
     wait_until(lambda: host.status().state == "ready")
-    assert "Entropy cannot be used here" in host.status().details
+    refusals = {offer.name: offer.refusal for offer in host.status().offers}
+    assert "Entropy cannot be used here" in refusals["entropy"] and refusals["margin"] is None
     chats = Conversations(store, host, config)
     chat_id, run = chats.ask("ann", None, "Where?", AskSettings())
     wait_until(lambda: run.snapshot().status == "done")

@@ -12,7 +12,7 @@ import torch
 
 import uqchat
 from tests.tiny import tiny_model
-from uqchat import language_model
+from uqchat import answering
 from uqchat.config import GenerationConfig
 from uqchat.errors import InputError
 from uqchat.language_model import LanguageModel, drain
@@ -85,7 +85,7 @@ def test_scoring_can_be_stopped(model: LanguageModel) -> None:
 
 
 def test_scores_of_many_are_those_of_each_alone(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(language_model, "BATCH_WINDOW", 3)
+    monkeypatch.setattr(answering, "BATCH_WINDOW", 3)
     questions, answers = [f"question {i}" for i in range(8)], [f"answer {'x' * i}" for i in range(8)]
     together = model.scores(questions, answers, ALL)
     for question, answer, scored in zip(questions, answers, together, strict=True):

@@ -1,26 +1,123 @@
-"""One answer on its way: a job's events to scored tokens, then what the estimators still want to read.
+"""Answers on their way: a job's events to scored tokens, then what the estimators still want to read.
 
-Knows no messages, no model and no interface.
+Knows neither which model runs nor how messages become a prompt, and no interface.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from typing import TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from uqchat.config import GenerationConfig
 from uqchat.engine.backend import FinishEvent, Request
 from uqchat.engine.direct import DirectReader
+from uqchat.engine.prompt import Prompt
 from uqchat.engine.worker import Job, Worker
 from uqchat.errors import InputError, UqchatError
-from uqchat.estimators.base import FollowUp
+from uqchat.estimators.base import AnswerContext, Estimator, FollowUp
 from uqchat.scoring import Scorer
-from uqchat.types import ScoredToken, TokenStep
+from uqchat.types import Answer, ScoredToken, Signals, TokenStep
 
 Reader = Worker | DirectReader
 T = TypeVar("T")
+BATCH_WINDOW = 64  # requests of one batch call that are with the worker at a time
+
+
+class Answering:
+    """Requests to answers, for one model.
+
+    Args:
+        name: of the model. context_window: tokens that it can read. available: signals that its steps can hold.
+    """
+
+    def __init__(self, reader: Reader, name: str, tokenizer: Any, context_window: int, available: Signals) -> None:
+        self.reader, self.name, self.tokenizer = reader, name, tokenizer
+        self.window, self.available = context_window, available
+
+    def stream(
+        self,
+        request: Request,
+        prompt: Prompt,
+        chosen: Sequence[Estimator],
+        stop: threading.Event | None,
+        on_queue: Callable[[int], None] | None,
+    ) -> Generator[ScoredToken, None, Answer]:
+        """One answer, see `LanguageModel.stream`."""
+        scorer = self._scorer(request, prompt, chosen)
+        job = self.reader.submit(request, stop)
+        end = yield from scored_events(self.reader.events(job, on_queue), scorer)
+        more = self._follow_ups(scorer, end, stop)
+        yield from more.replies() if more else ()
+        return self._finished(scorer, end, prompt, more)
+
+    def batch(self, requests: Sequence[tuple[Request, Prompt]], chosen: Sequence[Estimator]) -> list[Answer]:
+        """All requests, a window of them at a time with the worker; the first error ends the others."""
+        window: deque[tuple[Job, Prompt]] = deque()
+        asked: deque[tuple[Scorer, FinishEvent, Prompt, FollowUpRun | None]] = deque()
+        answers: list[Answer] = []
+        todo = deque(requests)
+        try:
+            while todo or window or asked:
+                while todo and len(window) < BATCH_WINDOW:
+                    request, prompt = todo.popleft()
+                    window.append((self.reader.submit(request), prompt))
+                if window:
+                    job, prompt = window.popleft()
+                    scorer = self._scorer(job.request, prompt, chosen)
+                    end = drain(scored_events(self.reader.events(job), scorer))
+                    asked.append((scorer, end, prompt, self._follow_ups(scorer, end, None)))
+                while asked and (not window or not asked[0][3] or _num_jobs(asked) > BATCH_WINDOW):
+                    scorer, end, prompt, more = asked.popleft()
+                    deque(more.replies() if more else (), maxlen=0)
+                    answers.append(self._finished(scorer, end, prompt, more))
+        finally:
+            for job, _ in window:
+                self.reader.cancel(job)
+            for *_, more in asked:
+                if more:
+                    more.cancel()
+        return answers
+
+    def _scorer(self, request: Request, prompt: Prompt, chosen: Sequence[Estimator]) -> Scorer:
+        return Scorer(chosen, AnswerContext(request.prompt_ids, prompt.messages, request.generation, self.tokenizer))
+
+    def _follow_ups(self, scorer: Scorer, end: FinishEvent, stop: threading.Event | None) -> FollowUpRun | None:
+        if end.reason in ("cancelled", "error") or not scorer.tokens:
+            return None
+        return FollowUpRun(self.reader, scorer, self.window, self.available, stop)
+
+    def _finished(self, scorer: Scorer, end: FinishEvent, prompt: Prompt, more: FollowUpRun | None) -> Answer:
+        risks, summaries = scorer.answer_scores()
+        return Answer(
+            text="".join(token.text for token in scorer.tokens),
+            tokens=tuple(scorer.tokens),
+            risks=risks,
+            summaries=summaries,
+            finish_reason=end.reason,
+            model=self.name,
+            prompt_tokens=len(prompt.ids),
+            dropped_messages=prompt.dropped_messages,
+            timings=replace(end.timings, total=end.timings.total + (more.seconds if more else 0.0)),
+            outside_scope=scorer.outside_scope,
+            failures=more.failures if more else {},
+        )
+
+
+def _num_jobs(asked: Iterable[tuple[Scorer, FinishEvent, Prompt, FollowUpRun | None]]) -> int:
+    return sum(more.num_jobs for *_, more in asked if more)
+
+
+def drain(stream: Generator[ScoredToken, None, T]) -> T:
+    """Run a stream to its end; returns what it returns, such as the `Answer`."""
+    while True:
+        try:
+            next(stream)
+        except StopIteration as end:
+            return end.value
 
 
 def scored_events(
@@ -43,14 +140,17 @@ class FollowUpRun:
     says why, by the estimator's name.
 
     Args:
-        context_window: tokens that the model can read.
+        context_window: tokens that the model can read. available: signals that its steps can hold.
         stop: of the answer.
     """
 
-    def __init__(self, reader: Reader, scorer: Scorer, context_window: int, stop: threading.Event | None) -> None:
+    def __init__(
+        self, reader: Reader, scorer: Scorer, context_window: int, available: Signals, stop: threading.Event | None
+    ) -> None:
         self.failures: dict[str, str] = {}
         self.seconds = 0.0  # of the longest reading
-        self._reader, self._scorer, self._window, self._stop = reader, scorer, context_window, stop
+        self._reader, self._scorer, self._stop = reader, scorer, stop
+        self._window, self._available = context_window, available
         self._jobs: dict[int, list[Job]] = {}
         for number, wanted in enumerate(scorer.follow_ups()):
             if wanted:
@@ -88,6 +188,9 @@ class FollowUpRun:
         longest = max(len(one.prompt_ids) for one in wanted)
         if longest >= self._window:
             raise InputError(f"it reads {longest:,} tokens, and this model reads {self._window - 1:,} at most.")
+        missing = dict.fromkeys(name for one in wanted for name in one.signals.missing(self._available))
+        if missing:
+            raise InputError(f"this model gives no {' and no '.join(missing)}.")
         one_step = GenerationConfig(max_new_tokens=1)
         jobs: list[Job] = []
         try:

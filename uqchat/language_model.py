@@ -7,31 +7,27 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
-from uqchat.answering import FollowUpRun, Reader, scored_events
+from uqchat.answering import Answering, drain
 from uqchat.artifacts import EstimatorChoice, Shelf
 from uqchat.config import GenerationConfig
-from uqchat.engine.backend import Backend, FinishEvent, Request
+from uqchat.engine.backend import Backend, Request
 from uqchat.engine.decode import Engine
 from uqchat.engine.direct import DirectReader
 from uqchat.engine.prompt import Prompt, build_prompt
 from uqchat.engine.text import find_reasoning_tags
-from uqchat.engine.worker import Job, Worker
+from uqchat.engine.worker import Worker
 from uqchat.errors import InputError
 from uqchat.estimators import ESTIMATORS, Estimator
-from uqchat.estimators.base import AnswerContext
 from uqchat.models import LoadedModel, load_model
-from uqchat.scoring import Scorer, refusal, signals_for
+from uqchat.scoring import refusal, signals_for
 from uqchat.types import Answer, Message, ScoredToken, as_messages
 
 Messages = str | Iterable[Message | Mapping[str, Any]]
 DEFAULT_ESTIMATORS = ("entropy",)
-T = TypeVar("T")
-BATCH_WINDOW = 64  # requests of one batch call that are with the worker at a time
 
 
 def load(
@@ -176,7 +172,9 @@ class LanguageModel:
     ) -> list[Answer]:
         """One answer for each conversation, in order, decoded in one batch. Raises what `stream` raises."""
         chosen = self._choose(estimators)
-        return self._batch([self._request(as_messages(m), generation, (), chosen) for m in list_of_messages], chosen)
+        return self._answering().batch(
+            [self._request(as_messages(m), generation, (), chosen) for m in list_of_messages], chosen
+        )
 
     def score(
         self,
@@ -213,7 +211,7 @@ class LanguageModel:
         chosen = self._choose(estimators)
         pairs = zip(list_of_messages, answers, strict=True)
         requests = [self._given_request(messages, answer, chosen) for messages, answer in pairs]
-        return [_as_given(answer) for answer in self._batch(requests, chosen)]
+        return [_as_given(answer) for answer in self._answering().batch(requests, chosen)]
 
     # ---- inside
 
@@ -275,6 +273,10 @@ class LanguageModel:
                 self._worker, self._worker_pid = kind(self.engine, self._max_waiting), os.getpid()
             return self._worker
 
+    def _answering(self) -> Answering:
+        window, available = self.info.context_window, self.engine.signals
+        return Answering(self._get_worker(), self.name, self.tokenizer, window, available)
+
     def _stream(
         self,
         request: Request,
@@ -283,81 +285,8 @@ class LanguageModel:
         stop: threading.Event | None,
         on_queue: Callable[[int], None] | None,
     ) -> Generator[ScoredToken, None, Answer]:
-        reader, scorer = self._get_worker(), self._scorer(request, prompt, chosen)
-        job = reader.submit(request, stop)
-        end = yield from scored_events(reader.events(job, on_queue), scorer)
-        more = self._follow_ups(reader, scorer, end, stop)
-        yield from more.replies() if more else ()
-        return self._finished(scorer, end, prompt, more)
-
-    def _batch(self, requests: Sequence[tuple[Request, Prompt]], chosen: list[Estimator]) -> list[Answer]:
-        """All requests, a window of them at a time with the worker; the first error ends the others."""
-        reader = self._get_worker()
-        window: deque[tuple[Job, Prompt]] = deque()
-        asked: deque[tuple[Scorer, FinishEvent, Prompt, FollowUpRun | None]] = deque()
-        answers: list[Answer] = []
-        todo = deque(requests)
-        try:
-            while todo or window or asked:
-                while todo and len(window) < BATCH_WINDOW:
-                    request, prompt = todo.popleft()
-                    window.append((reader.submit(request), prompt))
-                if window:
-                    job, prompt = window.popleft()
-                    scorer = self._scorer(job.request, prompt, chosen)
-                    end = drain(scored_events(reader.events(job), scorer))
-                    asked.append((scorer, end, prompt, self._follow_ups(reader, scorer, end, None)))
-                while asked and (not window or not asked[0][3] or _num_jobs(asked) > BATCH_WINDOW):
-                    scorer, end, prompt, more = asked.popleft()
-                    deque(more.replies() if more else (), maxlen=0)
-                    answers.append(self._finished(scorer, end, prompt, more))
-        finally:
-            for job, _ in window:
-                reader.cancel(job)
-            for *_, more in asked:
-                if more:
-                    more.cancel()
-        return answers
-
-    def _scorer(self, request: Request, prompt: Prompt, chosen: list[Estimator]) -> Scorer:
-        return Scorer(chosen, AnswerContext(request.prompt_ids, prompt.messages, request.generation, self.tokenizer))
-
-    def _follow_ups(
-        self, reader: Reader, scorer: Scorer, end: FinishEvent, stop: threading.Event | None
-    ) -> FollowUpRun | None:
-        if end.reason in ("cancelled", "error") or not scorer.tokens:
-            return None
-        return FollowUpRun(reader, scorer, self.info.context_window, stop)
-
-    def _finished(self, scorer: Scorer, end: FinishEvent, prompt: Prompt, more: FollowUpRun | None) -> Answer:
-        risks, summaries = scorer.answer_scores()
-        return Answer(
-            text="".join(token.text for token in scorer.tokens),
-            tokens=tuple(scorer.tokens),
-            risks=risks,
-            summaries=summaries,
-            finish_reason=end.reason,
-            model=self.name,
-            prompt_tokens=len(prompt.ids),
-            dropped_messages=prompt.dropped_messages,
-            timings=replace(end.timings, total=end.timings.total + (more.seconds if more else 0.0)),
-            outside_scope=scorer.outside_scope,
-            failures=more.failures if more else {},
-        )
-
-
-def _num_jobs(asked: Iterable[tuple[Scorer, FinishEvent, Prompt, FollowUpRun | None]]) -> int:
-    return sum(more.num_jobs for *_, more in asked if more)
+        return (yield from self._answering().stream(request, prompt, chosen, stop, on_queue))
 
 
 def _as_given(answer: Answer) -> Answer:
     return answer if answer.finish_reason == "cancelled" else replace(answer, finish_reason="given")
-
-
-def drain(stream: Generator[ScoredToken, None, T]) -> T:
-    """Run a stream to its end; returns what it returns, such as the `Answer`."""
-    while True:
-        try:
-            next(stream)
-        except StopIteration as end:
-            return end.value
