@@ -223,8 +223,8 @@ class ModelHost:
         stop: threading.Event | None,
         on_queue: Callable[[int], None] | None,
     ) -> Generator[ScoredToken, None, Answer]:
-        self._require_offered(estimators)
         with self._admitted() as model:
+            self._require_offered(estimators)
             return (
                 yield from model.stream(
                     messages, estimators, generation, answer_prefix=answer_prefix, stop=stop, on_queue=on_queue
@@ -241,8 +241,8 @@ class ModelHost:
         on_queue: Callable[[int], None] | None = None,
     ) -> Answer:
         """As `LanguageModel.score`; counts as a running answer. Raises BusyError as `stream`."""
-        self._require_offered(estimators)
         with self._admitted() as model:
+            self._require_offered(estimators)
             return model.score(messages, answer, estimators, stop=stop, on_queue=on_queue)
 
     def _require_offered(self, estimators: Iterable[str]) -> None:
