@@ -113,11 +113,12 @@ class Policy(_Record):
         origin = self.calibrated_on
         sets = ", ".join(origin.data_sets) or "no named data set"
         where = f"{origin.num_answers:,} answers of {sets}" if origin.num_answers else sets
+        unknown = "" if origin.scope else " The score is not calibrated, so it judges questions of every kind."
         if self.guarantee is None:
-            return f"The threshold was chosen by hand on {where}; it promises nothing."
+            return f"The threshold was chosen by hand on {where}; it promises nothing.{unknown}"
         return (
             f"At most {self.guarantee.max_error:.0%} of the answered questions are wrong, with confidence "
-            f"{1 - self.guarantee.delta:.0%}, for questions like the {where}."
+            f"{1 - self.guarantee.delta:.0%}, for questions like the {where}.{unknown}"
         )
 
 

@@ -229,9 +229,9 @@ class PlaygroundHandlers:
         wanted = wish_note(chosen, board.wish) if chosen else "There is no graded answer to draw."
         data = payload(board.curves, board.chosen, board.wish)
         return {
-            parts.runs: gr.Dropdown(names, value=runs),
+            parts.runs: gr.Dropdown(names, value=runs, multiselect=True),
             parts.estimators: gr.Dropdown(
-                offered, value=list(dict.fromkeys(curve.estimator for curve in board.curves))
+                offered, value=list(dict.fromkeys(curve.estimator for curve in board.curves)), multiselect=True
             ),
             parts.max_error: board.wish.max_error,
             parts.confidence: round(1 - board.wish.delta, 6),
