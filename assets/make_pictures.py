@@ -23,18 +23,21 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "assets" / "pictures"
 QUESTION = "What is the capital of Kyrgyzstan?"
+SEVERAL = "Name the capitals of France, Bhutan, Canada and Mali, one a sentence."
 START_SECONDS = 180
 ANSWER_MILLISECONDS = 180_000
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture: file name, viewport in CSS pixels, colour scheme."""
+    """One picture: file name, viewport in CSS pixels, colour scheme, what is tinted, another question than usual."""
 
     name: str
     width: int
     height: int
     scheme: str
+    view: str = "Tokens"
+    question: str = ""
 
 
 SHOTS = (
@@ -42,6 +45,7 @@ SHOTS = (
     Shot("desktop-dark", 1280, 800, "dark"),
     Shot("phone-light", 390, 844, "light"),
     Shot("phone-dark", 390, 844, "dark"),
+    Shot("claims-light", 1280, 800, "light", "Facts", SEVERAL),
 )
 
 
@@ -98,8 +102,11 @@ def take(browser: Browser, url: str, shot: Shot, question: str, path: Path) -> N
     context = browser.new_context(viewport=size, color_scheme=shot.scheme, device_scale_factor=2)
     page = context.new_page()
     page.goto(f"{url}/?__theme={shot.scheme}")
-    ask(page, question)
-    if shot.width > 800:
+    ask(page, shot.question or question)
+    page.get_by_label(shot.view, exact=True).check()
+    if shot.view != "Tokens":
+        page.locator(".uq-claim").first.click()
+    elif shot.width > 800:
         open_riskiest_token(page)
     page.screenshot(path=path, animations="disabled")
     context.close()

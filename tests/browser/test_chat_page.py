@@ -284,9 +284,14 @@ def test_axe_finds_nothing_serious(context: BrowserContext, address: str, scheme
     ask_and_stop(page)
     page.locator("#uq-history .uq-answer .uq-t").nth(3).click()
     expect(page.locator("#uq-inspector .uq-alternatives")).to_be_visible()
-    for tab in ("Inspect", "Score", "Settings", "Model", "Help"):
+    for tab in ("Inspect", "Score", "Settings", "Model", "Estimators", "Help", "Inspect"):
         page.get_by_role("tab", name=tab).click()
         expect(page.get_by_role("tab", name=tab)).to_have_attribute("aria-selected", "true")
+        if tab == "Estimators":
+            page.locator(".uq-head summary").first.click()
+        if tab == "Help":  # the last look is at the list of claims
+            page.get_by_label("Sentences").check()
+            expect(page.locator(".uq-claim").first).to_be_attached()
         found = Axe().run(page).response["violations"]
         serious = [
             (v["id"], [n["html"][:160] for n in v["nodes"]]) for v in found if v["impact"] in ("serious", "critical")
