@@ -10,13 +10,24 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from trainers.common import LoopConfig, Run, add_run_arguments, read_settings, run_trainer, train_loop
+from trainers import checkpoints
+from trainers.common import (
+    LoopConfig,
+    LoopResult,
+    Run,
+    TrainingError,
+    add_run_arguments,
+    read_settings,
+    run_trainer,
+    train_loop,
+)
 from trainers.lora import LoraConfig, LoraModel
 from trainers.query_inputs import Example, choose, make_example
 from trainers.query_loss import divergence, fit_temperature, reply_loss
@@ -100,18 +111,23 @@ class TrainConfig:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run's arguments and one for each setting."""
     add_run_arguments(parser, TrainConfig)
+    parser.add_argument("--finish", action="store_true", help="train no further: finish with what --resume would load")
 
 
 def main(args: argparse.Namespace) -> int:
     """Run it."""
-    return run_trainer("query", args, read_settings(TrainConfig, args), train)
+    args.resume |= args.finish
+    return run_trainer("query", args, read_settings(TrainConfig, args), partial(train, is_last=args.finish))
 
 
-def train(config: TrainConfig, run: Run) -> Mapping[str, Any] | None:
+def train(config: TrainConfig, run: Run, is_last: bool = False) -> Mapping[str, Any] | None:
     """Train, fit the temperature, write the artifact; None when the run was asked to stop.
 
+    Args:
+        is_last: take the weights of the run's last checkpoint as they are, the best where it knows them.
+
     Raises:
-        UqchatError: the model or the data cannot be used, or the loss is no number.
+        UqchatError: the model or the data cannot be used, the loss is no number, or there is no checkpoint to take.
     """
     rows = read_training_set(config.data, run.log)
     parts = part_validation(rows, config.data.validation, config.data.data_seed)
@@ -126,10 +142,13 @@ def train(config: TrainConfig, run: Run) -> Mapping[str, Any] | None:
     held_out = [make_example(row, model, query) for row in chosen[1].rows]
     run.log(f"{len(examples):,} answers to train on, {len(held_out):,} to choose when to stop")
     module = LoraModel(model.model, config.lora, config.loop.seed)
-    task = QueryTask(config, examples, held_out, query.label_ids, module)
+    task = QueryTask(config, [] if is_last else examples, held_out, query.label_ids, module)
     if task.inputs.starts_at:
         run.log(f"Blocks before {task.inputs.starts_at} were run once; their states are kept")
-    result = train_loop(run, module, len(examples), task.loss, config.loop, task.evaluate if held_out else None)
+    if is_last:
+        result = take_checkpoint(run, module)
+    else:
+        result = train_loop(run, module, len(examples), task.loss, config.loop, task.evaluate if held_out else None)
     if result.is_stopped:
         return None
     module.to(model.model.device)
@@ -149,6 +168,22 @@ def train(config: TrainConfig, run: Run) -> Mapping[str, Any] | None:
         "temperature": temperature,
         "metrics": metrics,
     }
+
+
+def take_checkpoint(run: Run, module: LoraModel) -> LoopResult:
+    """The last checkpoint's weights, the best of its looks at the validation part where there was one.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    found = checkpoints.read_last(run.path, 0)
+    if found is None:
+        raise TrainingError(f"{run.path} has no complete checkpoint to finish with. Resume it without --finish.")
+    module.load_state_dict(found.best or found.module)
+    module.eval()
+    best = int(found.loop["best_step"]) if found.best else found.step
+    run.log(f"Finished early: weights of step {best}, after {found.step} steps")
+    return LoopResult(found.step, best, found.loop["metrics"], False)
 
 
 def _origin(config: TrainConfig, model: LoadedModel, data: TrainingSet, metrics: Mapping[str, float]) -> Origin:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,9 +105,26 @@ def test_a_run_that_died_and_was_resumed_ends_bitwise_as_one_that_did_not(
     monkeypatch.setattr(QueryTask, "loss", dying)
     with pytest.raises(KeyboardInterrupt):
         run(cache, folder, "--divergence-weight", "0.01")
+    early = shutil.copytree(folder, tmp_path / "early")
+    assert run(cache, early, "--divergence-weight", "0.01", "--finish") == 0
+    assert_finished_early(early, steps=9)
     assert run(cache, folder, "--divergence-weight", "0.01", "--resume") == 0
     for name in ("metrics.jsonl", "artifact/model.safetensors"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def assert_finished_early(folder: Path, steps: int) -> None:
+    """The artifact holds the best weights that the last checkpoint knows."""
+    result = json.loads((folder / "result.json").read_text())
+    kept = load_file(folder / f"checkpoints/step-{steps:08d}/best.safetensors")
+    found = load_file(folder / "artifact/model.safetensors")
+    assert (result["steps"], result["best_step"]) == (steps, 7)
+    assert torch.equal(found["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"], kept["a.0"])
+
+
+def test_a_run_without_a_checkpoint_cannot_be_finished(cache: FeatureCache, tmp_path: Path) -> None:
+    with pytest.raises(trainer.TrainingError, match="has no complete checkpoint to finish with"):
+        run(cache, tmp_path / "run", "--finish")
 
 
 @pytest.mark.parametrize("layout", ["chat", "text"])
