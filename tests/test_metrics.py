@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 
 from uqchat import metrics
 from uqchat.errors import InputError
-from uqchat.metrics import aurc, auroc, average_precision, brier, brier_skill, ece, prr, reliability
+from uqchat.metrics import aurc, auroc, average_precision, brier, brier_skill, ece, ece_floor, prr, reliability
 
 # Few distinct scores, so that ties are the rule.
 ROWS = st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=2, max_size=40)
@@ -139,6 +139,16 @@ def test_equal_width_ece_equals_counting(rows: list[tuple[int, bool]], n_bins: i
     assert sum(bar.count for bar in bars) == len(rows)
     gaps = sum(bar.count * abs(bar.confidence - bar.accuracy) for bar in bars) / len(rows)
     assert gaps == pytest.approx(ece(confidence, is_correct, n_bins))
+
+
+def test_the_floor_is_what_a_perfect_forecast_gets_by_chance() -> None:
+    """One bin of n rows at 1/2: the mean of |Binomial(n, 1/2) / n - 1/2|, (2 * 1/2 + 8 * 1/4) / 16 for n = 4."""
+    assert ece_floor([0.5] * 4, samples=20_000) == pytest.approx(3 / 16, abs=0.005)
+    assert ece_floor([0.0, 1.0, 1.0]) == 0
+    rng = np.random.default_rng(0)
+    confidence = rng.random(300)
+    found = [ece(confidence, rng.random(300) < confidence) for _ in range(200)]
+    assert ece_floor(confidence) == pytest.approx(np.mean(found), abs=0.004)
 
 
 def test_adaptive_ece_has_bins_of_equal_size_and_keeps_ties_together() -> None:

@@ -113,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--splits", default="calibration", help="answers that the maps are fitted to")
     parser.add_argument("--kind", choices=KINDS, default="best")
     parser.add_argument("--name", default=DEFAULT_NAME, help="of the scope, as the page shows it")
-    parser.add_argument("--layer", type=int, help="hidden layer of the scope's detector; default: two thirds deep")
+    parser.add_argument("--layer", type=int, help="hidden layer of the scope's detector; default: in the middle")
     parser.add_argument("--no-detector", action="store_true", help="every prompt is inside the scope")
     parser.add_argument("--out", type=Path, help="folder for the untrained ones; default: beside the trained ones")
     parser.add_argument("--report-caches", nargs="+", type=Path, default=(), help="caches whose risks are written")

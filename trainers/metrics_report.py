@@ -19,6 +19,7 @@ import numpy as np
 
 from trainers.metrics_tables import markdown
 from uqchat.errors import InputError
+from uqchat.metrics import ece_floor
 from uqchat.metrics_bootstrap import DEFINED_FOR_ONE_CLASS, interval_of, replicates
 from uqchat.metrics_weighted import METRICS, OF_PROBABILITIES, Array
 from uqchat.records import RAW, RISK
@@ -108,8 +109,9 @@ def evaluate(graded: Graded, plan: Plan) -> dict[str, Any]:
     """The report as plain dicts: style -> "sets" (rows, error share), metric -> estimator -> place -> figures.
 
     A place is a set, a domain (macro mean over its sets) or "<domain>, pooled". Figures are {"value", "low", "high"}
-    and, with baselines, "gain" over the best of them with an interval paired by answer, "over" naming it. A set in
-    which a metric is not defined (one class only) has null, and its domain's mean is over the others.
+    (for ece also "floor", what chance alone gives) and, with baselines, "gain" over the best of them with an interval
+    paired by answer, "over" naming it. A set in which a metric is not defined (one class only) has null, and its
+    domain's mean is over the others.
 
     Raises:
         InputError: unknown metric; a set or baseline that is nowhere in the files.
@@ -172,6 +174,11 @@ class _Sample:
             self._kept[one, group] = self._compute([one], group)[0]
         return self._kept[one, group]
 
+    def floor(self, one: str, group: Group) -> float:
+        """The ECE of these probabilities, were they all true."""
+        scores = self.scores[one][np.isin(self._graded.sets, group)]
+        return ece_floor(scores[~np.isnan(scores)])
+
     def gain(self, one: str, base: str, group: Group) -> Array | None:
         """Paired by answer, on the rows where both have a score."""
         rows = np.isin(self._graded.sets, group)
@@ -195,6 +202,11 @@ class _Sample:
 def _cells(sample: _Sample, groups: Sequence[Group], plan: Plan) -> dict[str, Cells | None]:
     """By estimator, at one place."""
     found = {one: _figures([sample.vector(one, group) for group in groups]) for one in sample.scores}
+    if sample.metric == "ece":
+        for one, cell in found.items():
+            if cell:
+                there = [group for group in groups if sample.vector(one, group) is not None]
+                cell["floor"] = float(np.mean([sample.floor(one, group) for group in there]))
     known = {name: found[name]["value"] for name in plan.baselines if found.get(name)}
     if not known:
         return found

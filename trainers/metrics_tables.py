@@ -33,7 +33,10 @@ def markdown(report: Mapping[str, Any], domains: Mapping[str, Sequence[str]]) ->
                 blocks.append(f"### {TITLES.get(metric, metric)}\n\n{_table(estimators, places, _value)}")
                 if any(cell and "gain" in cell for cells in estimators.values() for cell in cells.values()):
                     blocks.append(f"Gain over the best baseline:\n\n{_table(estimators, places, _gain)}")
-    blocks.append("Brackets: 95 % bootstrap intervals over questions; gains are paired. Domains: mean over their sets.")
+    blocks.append(
+        "Brackets: 95 % bootstrap intervals over questions; gains are paired. Domains: mean over their sets. "
+        "Chance, at an ECE: what the same probabilities would get on average, were they all true."
+    )
     return "\n\n".join(blocks) + "\n"
 
 
@@ -51,7 +54,10 @@ def _table(estimators: Mapping[str, Any], places: Sequence[str], draw: Any) -> s
 
 
 def _value(cell: Mapping[str, Any] | None) -> str:
-    return "–" if cell is None else f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"
+    if cell is None:
+        return "–"
+    floor = f"; chance {cell['floor']:.3f}" if "floor" in cell else ""
+    return f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]{floor}"
 
 
 def _gain(cell: Mapping[str, Any] | None) -> str:

@@ -25,7 +25,7 @@ from uqchat.scope import Scope, ScopeDetector
 from uqchat.types import Message, Signals
 
 PROMPTS = Path(__file__).with_name("scope_prompts.json")
-DEPTH = 2 / 3  # of the layers; the middle third tells kinds of prompt apart about equally well
+DEPTH = 16 / 30  # of the layers, where prompts of the calibration are least often taken for others
 
 
 def outside_prompts() -> list[str]:
@@ -53,7 +53,7 @@ def prompt_states(model: LoadedModel, prompts: Sequence[Sequence[Message]], laye
 
 
 def layer_for(caches: Sequence[FeatureCache]) -> int:
-    """The hidden layer, cached in all, that is nearest to two thirds of the deepest cached one.
+    """The hidden layer, cached in all, that is nearest to the middle of the model.
 
     Raises:
         InputError: no hidden layer is in all of them.

@@ -243,6 +243,27 @@ def ece(confidence: Numbers, is_correct: Numbers, n_bins: int = 10, variant: Ece
     return float(metrics_weighted.ece(scores, labels, _once(labels), n_bins, variant == "adaptive")[0])
 
 
+def ece_floor(confidence: Numbers, n_bins: int = 10, samples: int = 200, seed: int = 0) -> float:
+    """The equal-width ECE that these very confidences would have on average, were every one of them true.
+
+    Bins of few answers are off by chance, so no forecast reaches 0; an ECE near this floor shows no miscalibration.
+
+    Args:
+        confidence: (N,), P(correct). n_bins: as in `ece`. samples: how often labels are drawn. seed: of the draws.
+
+    Raises:
+        InputError: see `as_probabilities`.
+
+    Source: the consistency resampling of Broecker & Smith 2007 (Weather and Forecasting 22, section 3).
+    """
+    scores = as_probabilities(confidence, "confidence")
+    edges = np.linspace(0, 1, n_bins + 1)
+    bins = np.searchsorted(edges[1:-1], scores, side="left")
+    rng = np.random.default_rng(seed)
+    gaps = [np.abs(np.bincount(bins, scores - (rng.random(len(scores)) < scores))).sum() for _ in range(samples)]
+    return float(np.mean(gaps) / len(scores))
+
+
 @dataclass(frozen=True, slots=True)
 class ReliabilityBin:
     """One bar of a reliability diagram: rows with a confidence in (low, high], 0 in the first."""
