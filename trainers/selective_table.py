@@ -1,7 +1,7 @@
 """What thresholds buy, as tables for the README, from records files. Asks no model.
 
 Accuracy at fixed shares of questions answered, with bootstrap intervals; the share that a guarantee lets be answered,
-over random halves; and, where several answers were drawn to each question, what trying again buys.
+over random splits; and, where several answers were drawn to each question, what trying again buys.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ BEGIN, END = "<!-- selective: begin -->", "<!-- selective: end -->"
 COVERAGES = (0.01, 0.08, 0.09, 0.35, 1.0)
 LEVELS = (0.1, 0.2, 0.3, 0.5)
 DELTA = 0.1
+CALIBRATION_SHARE = 0.6  # as in the playground
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m trainers selective`."""
     parser.add_argument("--records", nargs="+", required=True, type=Path, help="records files, .parquet")
-    parser.add_argument("--splits", type=int, default=200, help="random halves for the certified share")
+    parser.add_argument("--splits", type=int, default=200, help="random splits for the certified share")
     parser.add_argument(
         "--into", type=Path, help=f"file with {BEGIN} and {END} to write between; default: standard output"
     )
@@ -60,13 +61,10 @@ def section(records: Records, splits: int) -> str:
     graded = first & ~np.isnan(records.is_error)
     base = 1 - records.is_error[graded].mean()
     head = f"`{records.name}`: {int(graded.sum()):,} answers, {base:.1%} right."
-    parts = [head, accuracy_table(records, first), certified_table(records, first, splits)]
-    doubled = doubling(records, first, base)
-    if doubled:
-        parts.append(doubled)
     if not first.all():
-        parts += [tries_table(records)]
-    return "\n\n".join(parts)
+        return f"{head}\n\n{tries_table(records)}"
+    parts = [head, accuracy_table(records, first), certified_table(records, first, splits)]
+    return "\n\n".join(part for part in (*parts, doubling(records, first, base)) if part)
 
 
 def accuracy_table(records: Records, only: np.ndarray) -> str:
@@ -86,11 +84,12 @@ def accuracy_table(records: Records, only: np.ndarray) -> str:
 
 
 def certified_table(records: Records, only: np.ndarray, splits: int, seed: int = 0) -> str:
-    """Mean share answered at the threshold certified on a random half, on the other half; 0 where none is."""
+    """Mean share answered at the threshold certified on one random part, on the other part; 0 where none is."""
     rows = [[name, *_certified(records, name, only, splits, seed)] for name in records.estimators]
     return (
         f"Mean share of questions answered under a guarantee with confidence {1 - DELTA:.0%}, over {splits} random "
-        "halves; in brackets, in how many of them more than r of the answered were wrong:\n\n"
+        f"splits, certified on {CALIBRATION_SHARE:.0%} of the answers and counted on the others; in brackets, in how "
+        "many of them more than r of the answered others were wrong (small parts exceed it by chance too):\n\n"
         + _table(["score", *(f"r = {level}" for level in LEVELS)], rows)
     )
 
@@ -101,7 +100,8 @@ def _certified(records: Records, name: str, only: np.ndarray, splits: int, seed:
     shares, broken = np.zeros((splits, len(LEVELS))), np.zeros(len(LEVELS))
     for split in range(splits):
         order = generator.permutation(count)
-        mine, other = order[: count // 2], order[count // 2 :]
+        cut = round(CALIBRATION_SHARE * count)
+        mine, other = order[:cut], order[cut:]
         for column, level in enumerate(LEVELS):
             threshold = guaranteed_threshold(found.risk[mine], found.is_error[mine], level, DELTA)
             if threshold is None:

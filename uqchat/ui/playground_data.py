@@ -92,8 +92,8 @@ class Curve:
 
 
 def parts(records: Records) -> np.ndarray:
-    """(N,) bool: rows of the calibration part. All answers to a question are in the same part, in every run."""
-    return np.array([zlib.crc32(name.encode()) & 1 for name in records.strings("question_id")], dtype=bool)
+    """(N,) bool: rows of the calibration part, three of five. All answers to a question share a part, in every run."""
+    return np.array([zlib.crc32(name.encode()) % 5 < 3 for name in records.strings("question_id")], dtype=bool)
 
 
 def make_curve(records: Records, estimator: str) -> Curve:
