@@ -44,6 +44,7 @@ BUILT_IN: dict[str, Named] = {
     "uq_head": Named("UQ head", "logit of being wrong", "1 / (1 + exp(-logit))"),
     "probe": Named("Probe", "log odds of being wrong", "1 / (1 + exp(-log odds))"),
     "query": Named("Query (LoRA + prompt)", "log odds of the reply no", "1 / (1 + exp(-log odds))"),
+    "combination": Named("Combination", "log odds of being wrong", "1 / (1 + exp(-log odds))"),
 }
 UNTRAINED = ("entropy", "max_prob", "margin", "rauq")
 """What is listed until a model is there."""
