@@ -46,6 +46,7 @@ SHOTS = (
     Shot("phone-light", 390, 844, "light"),
     Shot("phone-dark", 390, 844, "dark"),
     Shot("claims-light", 1280, 800, "light", "Facts", SEVERAL),
+    Shot("playground-light", 1280, 860, "light", "Playground"),
 )
 
 
@@ -54,12 +55,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=PICTURES)
     parser.add_argument("--question", default=QUESTION)
+    parser.add_argument("--only", help="the name of one picture; default: all")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     with running_app() as url, sync_playwright() as playwright:
         executable = os.environ.get("UQCHAT_CHROMIUM") or shutil.which("chromium")
         browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
-        for shot in SHOTS:
+        for shot in [shot for shot in SHOTS if args.only in (None, shot.name)]:
             path = args.out / f"{shot.name}.png"
             take(browser, url, shot, args.question, path)
             print(path)
@@ -102,6 +104,12 @@ def take(browser: Browser, url: str, shot: Shot, question: str, path: Path) -> N
     context = browser.new_context(viewport=size, color_scheme=shot.scheme, device_scale_factor=2)
     page = context.new_page()
     page.goto(f"{url}/?__theme={shot.scheme}")
+    if shot.view == "Playground":
+        page.get_by_role("tab", name="Playground").click()
+        page.locator("#uq-pg-table tbody tr").first.wait_for(timeout=ANSWER_MILLISECONDS)
+        page.screenshot(path=path, animations="disabled")
+        context.close()
+        return
     ask(page, shot.question or question)
     page.get_by_label(shot.view, exact=True).check()
     if shot.view != "Tokens":
