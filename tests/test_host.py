@@ -347,9 +347,9 @@ def test_what_reads_on_after_the_answer_runs_only_where_it_is_wanted() -> None:
     assert status.estimators_with(["query", "probe", "gone"]) == ("entropy", "query")
 
 
-def test_an_estimator_with_follow_ups_is_costly_and_one_without_is_not() -> None:
+def test_what_has_follow_ups_says_that_it_reads_on_and_is_listed_as_costly() -> None:
     from uqchat.artifacts import EstimatorChoice
-    from uqchat.estimators import ESTIMATORS
+    from uqchat.estimators import ESTIMATORS, TRAINED, Estimator
 
     class Model:
         available = [EstimatorChoice(one.name, one.label, one.level, one.unit, one.value_map) for one in ESTIMATORS]
@@ -357,5 +357,7 @@ def test_an_estimator_with_follow_ups_is_costly_and_one_without_is_not() -> None
         def estimator(self, name: str) -> Any:
             return next(kind for kind in ESTIMATORS if kind.name == name)()
 
-    costly = {one.name for one in offers_of(Model()) if one.is_costly}
-    assert costly == {"query_zero_shot"}
+    asking = {kind.name for kind in (*ESTIMATORS, *TRAINED) if kind.follow_ups is not Estimator.follow_ups}
+    saying = {kind.name for kind in (*ESTIMATORS, *TRAINED) if kind.reads_on}
+    assert saying == asking - {"combination"}  # which asks for its members, and says so when it knows them
+    assert {one.name for one in offers_of(Model()) if one.is_costly} == saying & {kind.name for kind in ESTIMATORS}

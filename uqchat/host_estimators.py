@@ -60,15 +60,8 @@ def _offer(model: LanguageModel, choice: EstimatorChoice, is_added: bool = False
     fitted = one.calibrations
     return Offer(
         *facts,
-        is_costly=_reads_on(one),
+        is_costly=one.reads_on,
         is_added=is_added,
         scope=fitted.token.scope.name if fitted and fitted.token else None,
         answer_scope=fitted.answer.scope.name if fitted and fitted.answer else None,
     )
-
-
-def _reads_on(estimator: object) -> bool:
-    """Whether it asks for further forwards, which the contract's own `follow_ups` never does."""
-    from uqchat.estimators.base import Estimator
-
-    return type(estimator).follow_ups is not Estimator.follow_ups

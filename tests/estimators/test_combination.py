@@ -108,6 +108,7 @@ class Asking(Estimator):
 
     name, label, level, unit, value_map = "asking", "Asking", "answer", "", ""
     needs = Signals()
+    reads_on = True
 
     def new_state(self) -> list[float]:
         """Replies."""
@@ -204,3 +205,8 @@ def test_members_that_cannot_be_are_refused(
 def test_an_unknown_statistic_is_refused() -> None:
     with pytest.raises(ArtifactError, match="raw or max"):
         Member("entropy", "median")
+
+
+def test_a_combination_reads_on_only_where_a_member_does() -> None:
+    assert combined(False, (Member("asking"),), asking=Asking()).reads_on
+    assert not combined().reads_on

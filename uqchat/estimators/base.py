@@ -74,6 +74,8 @@ class Estimator(Protocol):
     """Groups of files that make up a folder, where they are others than config.json + model.safetensors."""
     calibrations: Calibrations | None = None
     """Maps raw scores to probabilities of error; the scorer applies them."""
+    reads_on: bool = False
+    """Whether it has follow-ups, which cost more than the answer's own steps do."""
     adapters: Mapping[str, Adapter] = MappingProxyType({})
     """Changes of the model's weights that its follow-ups use, by a name that no other artifact has."""
 

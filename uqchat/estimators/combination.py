@@ -91,6 +91,7 @@ class Combination(Estimator):
         self._estimators = tuple(estimators.values())
         self.needs = reduce(or_, (one.needs for one in self._estimators), Signals())
         self.level = "token" if token else "answer"
+        self.reads_on = any(one.reads_on for one in estimators.values())
 
     @property
     def adapters(self) -> Mapping[str, Adapter]:

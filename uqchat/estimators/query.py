@@ -47,6 +47,7 @@ class ZeroShotQuery(Estimator):
     unit = "log odds of the reply no"
     value_map = "1 / (1 + exp(-log odds))"
 
+    reads_on = True
     adapter: Adapter | None = None
     temperature = 1.0
     layout: Literal["chat", "text"] = "chat"
