@@ -17,6 +17,7 @@ from uqchat.engine import fast_weights
 from uqchat.engine.adapters import Adapter, AdapterSet
 from uqchat.engine.choose_forward import choose_forward
 from uqchat.engine.decode import Engine
+from uqchat.engine.fast_attention import attend, fold_mask
 from uqchat.engine.fast_forward import FastForward
 from uqchat.int8 import quantize_linear_layers
 
@@ -157,3 +158,24 @@ def test_rows_equal_merged_weights_in_fused_products(names: list[str | None], is
         whole = merged(model, by_name.get(name))(torch.tensor([[*prompts[row], 9]])).logits[0]
         torch.testing.assert_close(torch.cat([read[row], step[row : row + 1]]), whole, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(logits_of(forward)[0], expected(model)[0], atol=1e-5, rtol=1e-5)
+
+
+# ---- attention
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_few_half_precision_queries_get_the_attention_of_a_plain_masked_softmax(batch: int) -> None:
+    """Five queries behind 40 keys, two heads to a key head; the second row is four keys shorter."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(batch, *shape, generator=generator).bfloat16() for shape in ((5, 4, 8), (2, 45, 8), (2, 45, 8))
+    )
+    last = torch.tensor([44, 40])[:batch, None] - torch.arange(4, -1, -1)  # (B, 5) the key that each query is
+    allowed = (torch.arange(45) <= last[..., None])[:, None]  # (B, 1, 5, 45)
+    mask = torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf).bfloat16()
+    out, lse = attend(query, key, value, fold_mask(mask, 2), 0.4, needs_lse=False)
+    keys, values = (states.float().repeat_interleave(2, dim=1) for states in (key, value))
+    scores = query.float().transpose(1, 2) @ keys.mT * 0.4
+    want = scores.masked_fill(~allowed, -torch.inf).softmax(-1) @ values
+    assert lse is None
+    torch.testing.assert_close(out.float(), want.transpose(1, 2).flatten(2), atol=0.03, rtol=0.03)

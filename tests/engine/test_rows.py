@@ -13,7 +13,7 @@ from uqchat.engine import decode
 from uqchat.engine.adapters import Adapter, Dense, LowRank
 from uqchat.engine.backend import FinishEvent, Request, StepEvent
 from uqchat.engine.decode import Engine
-from uqchat.engine.prefix import PrefixStore, common_length
+from uqchat.engine.prefix import NOTHING, PrefixStore, common_length
 from uqchat.errors import InputError
 from uqchat.types import Signals
 
@@ -48,6 +48,52 @@ def test_the_next_turn_reads_only_what_is_new_and_says_the_same(kind: str) -> No
     assert sum(read) <= len(ids_of(engine, " and then?")) + 1  # the newest answer token was never fed
 
 
+def storage_of(engine: Engine) -> set[int]:
+    """Where the first layer's keys of all saved rows lie."""
+    return {saved[0][0].data_ptr() for saved in engine.lineup.prefixes._rows.values()}
+
+
+def test_a_turn_that_extends_the_only_conversation_goes_on_in_its_storage() -> None:
+    engine = make_engine()
+    text = ids_of(engine, LONG)
+    drain(engine, greedy(text, 8))
+    places = storage_of(engine)
+    for turn in (" and then?", " why?", " are you sure?"):
+        text = (*next(reversed(engine.lineup.prefixes._rows))[1], *ids_of(engine, turn))
+        (steps,), _ = drain(engine, greedy(text, 8))
+        assert [s.token_id for s in steps] == generated(engine, text, 8)
+    assert storage_of(engine) == places and len(places) == 1
+
+
+def test_turns_that_share_storage_with_a_saved_row_harm_it_in_no_company() -> None:
+    """Go on alone, then with another who joins, then in an edited way; each also cut short, and each said again."""
+    engine = make_engine()
+    first = ids_of(engine, LONG)
+    (steps,), _ = drain(engine, greedy(first, 8))
+    saved = (*first, *(s.token_id for s in steps))[:-1]
+    others = [ids_of(engine, "another chat, " + LONG), ids_of(engine, "hi")]
+    prompts = [(*saved, *ids_of(engine, turn)) for turn in (" and?", " or not, if so?", " well")]
+    prompts += [(*saved[:-9], *ids_of(engine, "edited"))]
+    rng = random.Random(1)
+    for prompt in [*prompts, *prompts[::-1], *prompts]:
+        going = {engine.add(greedy(prompt, 7)): prompt}
+        got: dict[int, list[int]] = {key: [] for key in going}
+        for tick in range(30):
+            if tick == rng.randint(0, 3):
+                other = rng.choice([*others, rng.choice(prompts)])
+                going[key := engine.add(greedy(other, 6))] = other
+                got[key] = []
+            if tick == 4 and rng.random() < 0.3:
+                engine.remove(cut := next(iter(going)))
+                del going[cut]
+            for event in engine.step():
+                if isinstance(event, StepEvent) and event.key in going:
+                    got[event.key].append(event.step.token_id)
+        for key, ids in going.items():
+            assert got[key] == generated(engine, ids, len(got[key])) and len(got[key]) >= 6
+        assert not engine.has_work
+
+
 def test_an_edited_turn_reuses_the_common_beginning_only() -> None:
     engine = make_engine()
     drain(engine, greedy(ids_of(engine, LONG + "one way"), 8))
@@ -68,19 +114,19 @@ def test_saved_prefixes_stay_within_their_bytes_and_the_oldest_goes() -> None:
     ids = {name: tuple(range(start, start + 20)) for name, start in (("a", 0), ("b", 100), ("c", 200), ("d", 300))}
     for name in "abc":
         store.put(ids[name], row(20))
-    assert store.find(ids["a"])[1] == 20  # used last now
+    assert store.find(ids["a"]).length == 20  # used last now
     store.put(ids["d"], row(20))
-    assert store.find(ids["b"]) == (None, 0)
-    assert all(store.find(ids[name])[1] == 20 for name in "acd")
+    assert store.find(ids["b"]) is NOTHING
+    assert all(store.find(ids[name]).length == 20 for name in "acd")
     assert store.num_bytes == 3 * one
-    assert store.find(ids["a"], adapter="voter") == (None, 0)
+    assert store.find(ids["a"], adapter="voter") is NOTHING
 
 
 def test_a_longer_row_replaces_the_one_it_extends() -> None:
     store = PrefixStore(10**6)
     store.put(range(20), [(torch.zeros(1, 20, 1), torch.zeros(1, 20, 1))])
     store.put(range(30), [(torch.zeros(1, 30, 1), torch.zeros(1, 30, 1))])
-    assert len(store) == 1 and store.find(tuple(range(25)))[1] == 25
+    assert len(store) == 1 and store.find(tuple(range(25))).length == 25
 
 
 @pytest.mark.parametrize(

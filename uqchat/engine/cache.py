@@ -12,7 +12,8 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 GROWTH = 256  # positions are allocated in steps of this many
-KeysAndValues = list[tuple[torch.Tensor, torch.Tensor]]  # of every layer, (H, T, D) each
+SLACK = 1024  # at most so many positions are allocated beyond what is asked for, so that growing copies rarely
+KeysAndValues = list[tuple[torch.Tensor, torch.Tensor]]  # of every layer, (H, T, D) each, T at least the row's length
 
 
 @dataclass(slots=True)
@@ -113,7 +114,10 @@ class RowCache(Cache):
         """Make room for so many rows of so many positions; gives memory back only when nothing is held."""
         if rows <= self.rows and length <= self.capacity:
             return
-        capacity = max(self.capacity, -(-length // GROWTH) * GROWTH)
+        capacity = self.capacity
+        if length > capacity:
+            length = max(length, capacity + min(capacity // 4, SLACK))
+            capacity = -(-length // GROWTH) * GROWTH
         rows = self.rows if rows <= self.rows else max(rows, min(2 * self.rows, rows + 4))
         for layer in self.layers:
             layer.resize(rows, capacity)
@@ -136,8 +140,10 @@ class RowCache(Cache):
         for layer in self._used():
             layer.swap(first, second, min(length, self.capacity))
 
-    def save(self, place: int, length: int) -> KeysAndValues:
-        """A copy of the first `length` positions of a row: (layers' keys, layers' values), each (H, length, D)."""
+    def save(self, place: int, length: int, is_last: bool = False) -> KeysAndValues:
+        """A row's first `length` positions: a copy, or the storage itself when its only row is about to leave."""
+        if is_last and self.rows == 1:
+            return [(layer.keys[0], layer.values[0]) for layer in self._used()]
         return [(la.keys[place, :, :length].clone(), la.values[place, :, :length].clone()) for la in self._used()]
 
     def load(self, place: int, saved: KeysAndValues, length: int) -> None:
@@ -147,6 +153,15 @@ class RowCache(Cache):
                 layer.lazy_initialization(keys[None], values[None])
             layer.keys[place, :, :length] = keys[:, :length]
             layer.values[place, :, :length] = values[:, :length]
+
+    def adopt(self, saved: KeysAndValues) -> bool:
+        """Go on in a saved row's own storage, as its only row; False when something is held already."""
+        if self._used():
+            return False
+        for layer, (keys, values) in zip(self.layers, saved, strict=True):
+            layer.keys, layer.values, layer.is_initialized = keys[None], values[None], True
+        self.rows, self.capacity = 1, saved[0][0].shape[1]
+        return True
 
     def _used(self) -> list[RowLayer]:
         return [layer for layer in self.layers if layer.is_initialized]

@@ -53,7 +53,7 @@ def _choose(model: PreTrainedModel, is_fast_wanted: bool) -> Choice:
 
 
 def compare(first: Forward, second: Forward) -> float:
-    """Relative difference of the two forwards' logits over two random prompts of unequal lengths and one step more."""
+    """Relative difference of the two forwards' logits: of two random prompts, a step, and ids read behind it."""
     model = first.model
     generator = torch.Generator().manual_seed(0)
     size = model.get_input_embeddings().weight.shape[0]
@@ -63,7 +63,9 @@ def compare(first: Forward, second: Forward) -> float:
     with torch.inference_mode():
         for forward in (first, second):
             read = forward.prefill(0, [0] * len(prompts), prompts, LENGTHS)
-            logits.append(torch.cat([*read, forward.decode(LENGTHS, ids)]).float())
+            step = forward.decode(LENGTHS, ids)
+            more = forward.prefill(0, [length + 1 for length in LENGTHS], [prompts[1]] * 2, [LENGTHS[1]] * 2)
+            logits.append(torch.cat([*read, step, *more]).float())
             forward.release()
     difference = (logits[0] - logits[1]).square().mean().sqrt()
     return float(difference / (logits[0] - logits[0].mean()).square().mean().sqrt())

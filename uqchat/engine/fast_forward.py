@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from uqchat.engine.adapters import AdapterSet
 from uqchat.engine.capture import Capture, new_window
-from uqchat.engine.fast_attention import attend
+from uqchat.engine.fast_attention import attend, fold_mask
 from uqchat.engine.fast_weights import Block, FastWeights, Projection, can_pack
 from uqchat.engine.forward import BatchedForward, Mask
 from uqchat.engine.fused_deltas import FusedDeltas, FusedPlans
@@ -90,9 +90,11 @@ class FastForward(BatchedForward):
             key = _rotated(block.key_norm(states[:, :, heads : heads + kv_heads]), rotation)
         value = states[:, :, heads + kv_heads :]
         keys, values = self.cache.layers[index].update(key.transpose(1, 2), value.transpose(1, 2))
-        out, lse = attend(query, keys, values, mask, weights.scale)
-        if capture is not None and capture.window is not None:
-            capture.window.record(index, query.transpose(1, 2), keys, lse, mask, weights.scale)
+        window = None if capture is None else capture.window
+        needs_lse = window is not None and window.rows > 1 and window.is_wanted(index)
+        out, lse = attend(query, keys, values, mask, weights.scale, needs_lse)
+        if window is not None:  # its last rows of the mask are those of the last head of a group, as of any
+            window.record(index, query.transpose(1, 2), keys, lse, mask, weights.scale)
         return self._project(block.out, out)
 
     def _mlp(self, block: Block, x: Tensor) -> Tensor:
@@ -113,9 +115,11 @@ class FastForward(BatchedForward):
         return cos[:, :, None], torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)[:, :, None]
 
     def _additive(self, mask: Tensor | None) -> Tensor | None:
+        """A mask of what may be seen as what is added to scores, for all heads of a group."""
         if mask is None:
             return None
-        return torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+        added = torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+        return fold_mask(added, self.weights.num_heads // self.weights.num_kv_heads)
 
 
 def _rotated(states: Tensor, rotation: Rotation) -> Tensor:

@@ -60,11 +60,20 @@ class Forward(Protocol):
     def swap(self, first: int, second: int, length: int) -> None:
         """Exchange two rows of at most `length` positions."""
 
-    def save(self, place: int, length: int) -> KeysAndValues | None:
-        """A copy of a row's state, or None where states cannot be used again."""
+    def save(self, place: int, length: int, is_last: bool = False) -> KeysAndValues | None:
+        """A row's state, or None where states cannot be used again.
 
-    def load(self, place: int, saved: KeysAndValues, length: int) -> None:
-        """Put the first `length` positions of a saved state to a place."""
+        Args:
+            is_last: the only row, and `release` comes next: its storage need not be copied.
+        """
+
+    def load(self, place: int, saved: KeysAndValues, length: int, is_whole: bool = False) -> None:
+        """Put the first `length` positions of a saved state to a place.
+
+        Args:
+            is_whole: these are all its positions, and there is no other row: it may go on behind them, in the saved
+                storage itself, which stays as it is up to there.
+        """
 
     def bytes_for(self, length: int) -> int:
         """Memory of one row of so many positions; 0 when unknown."""
@@ -148,12 +157,14 @@ class BatchedForward:
         self.cache.reserve(max(first, second) + 1, length)
         self.cache.swap(first, second, length)
 
-    def save(self, place: int, length: int) -> KeysAndValues | None:
+    def save(self, place: int, length: int, is_last: bool = False) -> KeysAndValues | None:
         """See `Forward.save`."""
-        return self.cache.save(place, length)
+        return self.cache.save(place, length, is_last)
 
-    def load(self, place: int, saved: KeysAndValues, length: int) -> None:
+    def load(self, place: int, saved: KeysAndValues, length: int, is_whole: bool = False) -> None:
         """See `Forward.load`."""
+        if is_whole and self.cache.adopt(saved):
+            return
         self.cache.reserve(place + 1, length)
         self.cache.load(place, saved, length)
 
@@ -254,11 +265,11 @@ class SequentialForward:
         old = {place: self.caches.pop(place, None) for place in (first, second)}
         self.caches |= {new: cache for new, cache in ((first, old[second]), (second, old[first])) if cache is not None}
 
-    def save(self, place: int, length: int) -> KeysAndValues | None:
+    def save(self, place: int, length: int, is_last: bool = False) -> KeysAndValues | None:
         """See `Forward.save`."""
         return None
 
-    def load(self, place: int, saved: KeysAndValues, length: int) -> None:
+    def load(self, place: int, saved: KeysAndValues, length: int, is_whole: bool = False) -> None:
         """See `Forward.load`."""
         raise AssertionError("nothing is ever saved")
 

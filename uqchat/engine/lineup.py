@@ -42,11 +42,12 @@ class Lineup:
                 return
             self._take(row)
             self.batch.reading.append(row)
-            saved, length = self.prefixes.find(row.to_read[: row.num_reused], row.request.adapter)
-            if saved is not None:
+            found = self.prefixes.find(row.to_read[: row.num_reused], row.request.adapter)
+            if found.saved is not None:
+                is_only = len(self.batch) == 1
                 with if_memory_allows("a saved conversation was not used again"):
-                    self.forward.load(self.batch.place(row), saved, length)
-                    row.length = length
+                    self.forward.load(self.batch.place(row), found.saved, found.length, found.is_whole and is_only)
+                    row.length = found.length
 
     def take_twins(self, row: Row) -> list[Row]:
         """Waiting rows with this very prompt join the running ones with a copy of its keys and values."""
@@ -59,20 +60,20 @@ class Lineup:
         return twins
 
     def keep(self, row: Row) -> None:
-        """Save what a running row holds for the conversation's next turn."""
+        """Save what a running row, which leaves next, holds for the conversation's next turn."""
         if row not in self.batch.running or not self.prefixes.max_bytes:
             return
         with if_memory_allows("an answer was not kept for the next turn"):
-            saved = self.forward.save(self.batch.place(row), row.length)
+            saved = self.forward.save(self.batch.place(row), row.length, len(self.batch) == 1)
             if saved is not None:
                 self.prefixes.put(row.ids[: row.length], saved, row.request.adapter)
 
     def leave(self, row: Row) -> None:
-        """Take a row out, wherever it is; the last one frees the memory."""
+        """Take a row out, wherever it is; the last one in the batch frees the memory, which it may have given away."""
         if row in self.waiting:
             self.waiting.remove(row)
         self.batch.leave(row)
-        if not self.has_work:
+        if not len(self.batch):
             self.forward.release()
 
     def reset(self) -> None:

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from uqchat.engine.cache import KeysAndValues
 
 MIN_SHARED = 16  # a shorter common beginning is quicker read again than copied
 Key = tuple[str | None, tuple[int, ...]]  # adapter of the row, ids
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A saved row, how many of its positions are wanted, and whether those are all that it holds."""
+
+    saved: KeysAndValues | None
+    length: int
+    is_whole: bool
+
+
+NOTHING = Found(None, 0, False)
 
 
 class PrefixStore:
@@ -26,17 +39,17 @@ class PrefixStore:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def find(self, ids: Sequence[int], adapter: str | None = None) -> tuple[KeysAndValues | None, int]:
-        """The saved row with the longest common beginning, and its length; (None, 0) when none is worth it."""
+    def find(self, ids: Sequence[int], adapter: str | None = None) -> Found:
+        """The saved row with the longest common beginning; `NOTHING` when none is worth it."""
         best, shared = None, MIN_SHARED - 1
         for key in self._rows:
             if key[0] == adapter:
                 length = common_length(key[1], ids)
                 best, shared = (key, length) if length > shared else (best, shared)
         if best is None:
-            return None, 0
+            return NOTHING
         self._rows.move_to_end(best)
-        return self._rows[best], shared
+        return Found(self._rows[best], shared, shared == len(best[1]))
 
     def put(self, ids: Sequence[int], saved: KeysAndValues, adapter: str | None = None) -> None:
         """Keep a row; rows that it extends are dropped, as they hold nothing that it lacks."""
