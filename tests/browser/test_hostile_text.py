@@ -14,8 +14,19 @@ import pytest
 
 from tests.doubles import scored_token
 from tests.drawing import Running, Stored
-from uqchat.render import RiskView, conversation_html, inspector_html, live_answer_html, tokens_to_html, welcome_html
+from uqchat.host import HostStatus
+from uqchat.host_estimators import Offer
+from uqchat.render import (
+    RiskView,
+    claims_html,
+    conversation_html,
+    inspector_html,
+    live_answer_html,
+    tokens_to_html,
+    welcome_html,
+)
 from uqchat.types import Alternative, ScoredToken
+from uqchat.ui.estimators_html import estimators_html, heads_html
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -225,6 +236,28 @@ def test_the_inspector_and_the_questions_run_and_fetch_nothing(page: Page, reque
         drawn.append(inspector_html(tokens[0], tokens, RiskView(), text) + welcome_html({text: [text]}))
     assert show(page, drawn, ".uq-ask") == [[as_shown(text)] for text in texts]
     assert show(page, drawn, "main > :not(.uq-inspect, .uq-welcome)") == [[]] * COUNT
+    assert_nothing_happened(page, requests, address)
+
+
+def test_claims_remarks_and_cards_show_it_exactly_and_run_nothing(
+    page: Page, requests: list[str], address: str
+) -> None:
+    chance, texts, drawn = random.Random(7), hostile_strings(), []
+    for number, text in enumerate(texts):
+        view = RiskView(mode="entity" if number % 2 else "sentence")
+        tokens = as_tokens(text, chance)
+        answer = Stored("assistant", text, id=text, tokens=tokens)
+        offer = Offer(text, text, refusal=text, card=text, notes=(text,), scope=text, is_added=True)
+        status = HostStatus("ready", text, text, offers=(offer,), adding_error=text)
+        drawn.append(
+            conversation_html([answer], view, remarks={text: text})
+            + claims_html(tokens, view, text)
+            + estimators_html(status, can_change=True)
+            + heads_html(text, is_ready=True)
+        )
+    assert show(page, drawn, ".uq-text, .uq-remark, .uq-refusal") == [[as_shown(text)] * 3 for text in texts]
+    allowed = ".uq-messages, .uq-claims, .uq-heads"
+    assert show(page, drawn, f"main > :not({allowed})") == [[]] * COUNT
     assert_nothing_happened(page, requests, address)
 
 
