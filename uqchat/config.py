@@ -96,7 +96,7 @@ class AppConfig(BaseSettings):
         description="Folder for the thresholds that chats can be made to obey.",
     )
     db: str = Field("", description="SQLAlchemy URL of the database; empty is `uqchat.db` in the data folder.")
-    history: bool = Field(True, description="Whether chats are kept; off, nothing is written to disk.")
+    history: bool = Field(True, description="Whether chats are kept; off, nothing of them is written to disk.")
     secret: str = Field("", description="Encrypts the browser's user id; empty generates one into the data folder.")
     auth: str = Field("", description="`name:password,name:password` turns on a login.")
     max_queue: int = Field(32, ge=1, description="Requests that may wait for the model.")
