@@ -144,7 +144,7 @@ def train(config: TrainConfig, run: Run, is_last: bool = False) -> Mapping[str, 
     module = LoraModel(model.model, config.lora, config.loop.seed)
     task = QueryTask(config, [] if is_last else examples, held_out, query.label_ids, module)
     if task.inputs.starts_at:
-        run.log(f"Blocks before {task.inputs.starts_at} were run once; their states are kept")
+        run.log(f"Blocks before {task.inputs.starts_at} are run once for each answer; their states are kept")
     if is_last:
         result = take_checkpoint(run, module)
     else:

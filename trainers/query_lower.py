@@ -24,19 +24,23 @@ class Inputs:
         self._ids = [torch.tensor(row) for row in rows]
         size = sum(map(len, rows)) * base.config.get_text_config().hidden_size * 2
         self.starts_at = first if size <= max_bytes and can_start_at(base, first) else 0
-        self._states: list[Tensor] = []
-        if self.starts_at:
-            self._states = [torch.empty(0)] * len(rows)
-            for part in by_length([len(row) for row in rows], 16):
-                ids, mask = pad_left([self._ids[i] for i in part])
-                found = states_at(base, first, ids.to(self.device), mask.to(self.device)).cpu()
-                for i, states in zip(part, found, strict=True):
-                    self._states[i] = states[-len(rows[i]) :].to(_half(base.dtype)).clone()
+        self._first, self._base = first, base
+        self._states: dict[int, Tensor] = {}
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Padded ids or states, and the mask, on the model's device."""
-        padded, mask = pad_left([(self._states or self._ids)[i] for i in indices])
+        padded, mask = pad_left([self._row(i) for i in indices])
         return padded.to(self.device), mask.to(self.device)
+
+    def _row(self, index: int) -> Tensor:
+        """Ids, or states; these are computed when first asked for, alone, so that no neighbour's padding tints them."""
+        if not self.starts_at:
+            return self._ids[index]
+        if index not in self._states:
+            ids = self._ids[index][None].to(self.device)
+            found = states_at(self._base, self._first, ids, torch.ones_like(ids, dtype=torch.bool))[0].cpu()
+            self._states[index] = found.to(_half(self._base.dtype)).clone()
+        return self._states[index]
 
     def lengths(self, indices: Sequence[int]) -> list[int]:
         """Ids of each."""
