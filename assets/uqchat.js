@@ -378,7 +378,10 @@
   }
 
   function showHelp() {
-    all('#uq-tabs [role="tab"]').find((tab) => tab.textContent.trim() === "Help")?.click();
+    const help = () =>
+      all('#uq-tabs [role="tab"], #uq-tabs .overflow-dropdown button').find((tab) => tab.textContent.trim() === "Help");
+    if (!help()) q("#uq-tabs .overflow-menu > button")?.click(); // where the panel is narrow, the last tabs are in a menu
+    setTimeout(() => help()?.click());
     document.body.dataset.uqSheet = "open";
   }
 
