@@ -155,7 +155,8 @@ def train(config: TrainConfig, run: Run, is_last: bool = False) -> Mapping[str, 
     log_odds = task.log_odds(module)
     temperature = fit_temperature(log_odds, [example.is_error for example in held_out])
     metrics = {f"validation {name}": value for name, value in task.metrics(log_odds).items()}
-    info = _origin(config, model, chosen[0], metrics)
+    read = min(result.best_step * config.loop.batch_size, len(examples))
+    info = _origin(config, model, chosen[0], metrics, f"{read:,} drawn from: " if read < len(examples) else "")
     settings = QuerySettings(query.format.name, config.layout, config.level, temperature)
     folder = Path(config.output) if config.output else run.path / ARTIFACT
     if run.is_main:
@@ -186,9 +187,15 @@ def take_checkpoint(run: Run, module: LoraModel) -> LoopResult:
     return LoopResult(found.step, best, found.loop["metrics"], False)
 
 
-def _origin(config: TrainConfig, model: LoadedModel, data: TrainingSet, metrics: Mapping[str, float]) -> Origin:
-    """The base is the model that was loaded here; a quantised one has a fingerprint of its own."""
-    counted = data.origin().training_data
+def _origin(
+    config: TrainConfig, model: LoadedModel, data: TrainingSet, metrics: Mapping[str, float], part: str
+) -> Origin:
+    """The base is the model that was loaded here; a quantised one has a fingerprint of its own.
+
+    Args:
+        part: words before the counts, where not all of them were read.
+    """
+    counted = part + data.origin().training_data
     more = {"training_data": counted, "command": command_line(), "seed": config.loop.seed, "metrics": dict(metrics)}
     return replace(origin_of(model, **more), dtype=config.quantization or model.dtype)
 
