@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import time
 from pathlib import Path
 
 from benchmarks.common import update_readme
@@ -22,7 +23,9 @@ def main() -> None:
     options = parser.parse_args()
     repeats = options.repeats or (9 if options.full else 3)
     for name in options.names or [name for name in NAMES if options.full or name not in SLOW]:
+        start = time.perf_counter()
         importlib.import_module(f"benchmarks.{name}").main(repeats)
+        print(f"{name} took {time.perf_counter() - start:.0f} s", flush=True)
     update_readme()
 
 

@@ -10,7 +10,7 @@ import torch
 from benchmarks.common import compare, interleave, load_endless, save
 from uqchat.config import GenerationConfig
 
-NEW, APART, BAR, GOAL = 64, 0.1, 5.0, 7.0
+NEW, APART, BAR = 48, 0.1, 7.0
 TOPICS = ("lighthouses", "bread", "the moon", "trains", "rivers of Asia", "old clocks", "bees and honey", "glass")
 PROMPTS = [f"Tell me about {topic}: where it began, who took part, and what came of it later on." for topic in TOPICS]
 
@@ -57,7 +57,7 @@ def main(repeats: int) -> None:
         compare(claim + "`generate` one after another", rates, "eight chats", "generate", BAR, "tokens/s"),
         compare(claim + "our own one after another", rates, "eight chats", "in turn", 1.0, "tokens/s"),
     ]
-    save("eight_chats", rows, {"prompts": PROMPTS, "goal": GOAL, "repeats": repeats})
+    save("eight_chats", rows, {"prompts": PROMPTS, "repeats": repeats, "forward": model.engine.forward_note})
     model.close()
 
 

@@ -13,7 +13,8 @@ from uqchat.config import GenerationConfig
 from uqchat.language_model import LanguageModel
 
 PROMPT = "Tell me about the history of the lighthouse and the people who kept it."
-LENGTHS = (16, 64, 256)
+LENGTHS = (16, 64, 192)
+BAR = 1.4
 
 
 def arms_for(model: LanguageModel, count: int) -> dict[str, object]:
@@ -44,7 +45,7 @@ def main(repeats: int) -> None:
     for count in LENGTHS:
         rates = interleave(arms_for(model, count), repeats)
         claim = f"`stream` with risk against `generate`, bf16, {count} new tokens"
-        rows.append(compare(claim, rates, "stream", "generate", 1.0, "tokens/s"))
+        rows.append(compare(claim, rates, "stream", "generate", BAR, "tokens/s"))
     save("stream_vs_generate", rows, {"prompt": PROMPT, "repeats": repeats, "model": "embedded", "dtype": "bfloat16"})
     model.close()
 
