@@ -13,10 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import uqchat  # noqa: E402  found through the line above
 from uqchat.config import GenerationConfig  # noqa: E402
-from uqchat.estimators import ESTIMATOR_NAMES  # noqa: E402
+from uqchat.host_estimators import offers_of  # noqa: E402
 from uqchat.paths import ASSETS  # noqa: E402
 
-EXAMPLE = "What is the capital of Turkey?"
+EXAMPLE = "What is the capital of Bhutan?"
 RIGHT = {
     "What is the capital of Australia?": "Canberra",
     "What is the capital of Canada?": "Ottawa",
@@ -24,7 +24,7 @@ RIGHT = {
 }
 WRONG = {
     "What is the capital of Brazil?": "Bras",
-    "What is the capital of Bhutan?": "Thimphu",
+    "What is the capital of Turkey?": "Ankara",
     "What is 17 times 23?": "391",
 }
 UNKNOWABLE = (
@@ -43,7 +43,8 @@ def main() -> None:
             if (answer in text) != (question in RIGHT):
                 sys.exit(f"{question} is in the wrong group ({dtype}): {text}")
             print(f"{dtype}: {question} {text!r}")
-        example = model.answer(EXAMPLE, ESTIMATOR_NAMES)
+        cheap = [offer.name for offer in offers_of(model) if not offer.refusal and not offer.is_costly]
+        example = model.answer(EXAMPLE, cheap)  # by all that every answer of the page is scored by
         print(f"{dtype}: {EXAMPLE} {example.text!r}")
         model.close()
     data = {

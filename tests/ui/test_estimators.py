@@ -152,3 +152,13 @@ def test_enough_marks_can_be_fitted_to(tab: Tab, monkeypatch: pytest.MonkeyPatch
     assert (value_of(updates[w.refit]), updates[w.refit].interactive) == ("Refit with 2 marks", True)
     tab.page.estimators.on_refit(tab.request, tab.kept)
     assert calls == [("entropy", 2, 1)]
+
+
+def test_a_page_that_never_chose_tints_by_what_was_trained_and_calibrated_for_its_tokens(tab: Tab) -> None:
+    offered(tab, offer("uq_head"), offer("combination", scope="facts", is_costly=True))
+    assert tab.session.view.estimator == "entropy"
+    offered(tab, offer("probe", scope="facts"), offer("uq_head", scope="facts"))
+    assert tab.session.view.estimator == "uq_head"
+    tab.page.views.on_view(tab.request, tab.kept, "margin", "absolute", "risk", [])
+    offered(tab, offer("uq_head", scope="other facts"))
+    assert tab.session.view.estimator == "margin"

@@ -39,9 +39,13 @@ def test_an_estimator_that_the_model_cannot_serve_says_why(tab: Tab, monkeypatch
     assert said == [reason]
 
 
-def test_no_number_is_called_a_probability_of_error(tab: Tab) -> None:
-    legend = tab.html(tab.open(), "legend")
-    assert "Not calibrated" in legend and "confidence" not in legend
+def test_no_number_is_called_a_probability_of_error_but_one_of_a_calibrated_answer(tab: Tab) -> None:
+    example = tab.html(tab.open(), "legend")
+    tab.ask("Capital of France?")
+    legend = tab.html(tab.finish(), "legend")
+    assert "Not calibrated" in legend and "confidence" not in legend and "probability of error" not in legend
+    scope = tab.page.chat._services.examples.messages[-1].tokens[0].risks["entropy"].calibration
+    assert (f"Calibrated for {scope}." if scope else "Not calibrated") in example
 
 
 def test_an_unknown_estimator_is_refused(tab: Tab) -> None:

@@ -13,8 +13,9 @@ from uqchat.host_estimators import Offer
 from uqchat.render_names import UNTRAINED, label_of, named
 from uqchat.ui.sessions import Session
 
-PREFERRED = ("entropy",)
-"""What a page tints by that never chose, the first of these that the model offers."""
+PREFERRED = ("combination", "uq_head", "probe")
+"""What a page tints by that never chose: the first of these whose tokens are calibrated, else `USUAL`."""
+USUAL = "entropy"
 _LEVELS = {"token": "", "sentence": ", by sentence", "answer": ", whole answer"}
 BEFORE = tuple(
     Offer(name, one.label, unit=one.unit, value_map=one.value_map) for name in UNTRAINED for one in [named(name)]
@@ -69,13 +70,19 @@ def require_offered(session: Session, name: str, offers: Sequence[Offer]) -> Non
         raise InputError(f"Unknown estimator {str(name)[:80]!r}. Known: {', '.join(known)}.")
 
 
+def _best(offered: dict[str, Offer]) -> str | None:
+    """What to tint by when nobody has chosen; None when nothing can be used."""
+    usable = {name: offer for name, offer in offered.items() if not offer.refusal}
+    trained = (name for name in PREFERRED if name in usable and usable[name].scope and not usable[name].is_costly)
+    return next(trained, USUAL if USUAL in usable else next(iter(usable), None))
+
+
 def settle(session: Session, offers: Sequence[Offer]) -> str | None:
     """Make the tab's choice one that the model offers; what to tell the reader when it was another one."""
     offered, now = by_name(offers), session.view.estimator
     if not offers or (now in offered and not offered[now].refusal and not session.follows_default):
         return None
-    usable = [offer.name for offer in offers if not offer.refusal]
-    new = next((name for name in PREFERRED if name in usable), usable[0] if usable else now)
+    new = _best(offered) or now
     session.view = replace(session.view, estimator=new)
     if session.follows_default or new == now:
         return None
