@@ -71,6 +71,14 @@ def test_each_state_of_an_answer_is_said_in_words(changes: dict[str, Any], words
     assert words in conversation_html([Stored(text="So", tokens=scored_tokens("So"), **changes)], VIEW)
 
 
+def test_the_sentence_about_the_whole_answer_stands_before_the_line_about_its_tokens() -> None:
+    message = Stored(text="So", tokens=scored_tokens("So"))
+    markup = conversation_html([message], VIEW, verdicts={message.id: "66% likely <wrong>."})
+    assert (
+        '<p class="uq-line">66% likely &lt;wrong&gt;. None of' in markup or "66% likely &lt;wrong&gt;. 1 of" in markup
+    )
+
+
 def test_continue_goes_on_from_the_last_token() -> None:
     tokens = scored_tokens("one two", has_end=False)
     markup = conversation_html([Stored(tokens=tokens, finish_reason="length")], VIEW)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from uqchat.render_policy import decided_html, kept_tokens
@@ -39,12 +40,25 @@ class SnapshotLike(Protocol):
     error: str | None
 
 
+@dataclass(frozen=True)
+class About:
+    """What is known of an answer besides its tokens."""
+
+    remark: str = ""
+    """What to know before reading its colours."""
+    decision: Decision | None = None
+    """What a policy made of it."""
+    verdict: str = ""
+    """A sentence about the answer as a whole."""
+
+
 def conversation_html(
     messages: Iterable[MessageLike],
     view: RiskView,
     is_busy: bool = False,
     remarks: Mapping[str, str] | None = None,
     decisions: Mapping[str, Decision] | None = None,
+    verdicts: Mapping[str, str] | None = None,
 ) -> str:
     """Finished messages in order.
 
@@ -52,18 +66,20 @@ def conversation_html(
         is_busy: an answer is under way; switches off what would start another.
         remarks: by message id, what to know before reading an answer's colours.
         decisions: by message id, what a policy made of an answer.
+        verdicts: by message id, a sentence about an answer as a whole.
     """
-    known, decided = remarks or {}, decisions or {}
+    remarks, decisions, verdicts = remarks or {}, decisions or {}, verdicts or {}
     found = "".join(
-        _message(message, view, is_busy, known.get(message.id, ""), decided.get(message.id)) for message in messages
+        _message(message, view, is_busy, About(remarks.get(key, ""), decisions.get(key), verdicts.get(key, "")))
+        for key, message in ((message.id, message) for message in messages)
     )
     return f'<div class="uq-messages">{found}</div>'
 
 
-def _message(message: MessageLike, view: RiskView, is_busy: bool, remark: str, decision: Decision | None) -> str:
+def _message(message: MessageLike, view: RiskView, is_busy: bool, about: About) -> str:
     if message.role == "system":
         return ""
-    body = _question(message) if message.role == "user" else _answer(message, view, is_busy, remark, decision)
+    body = _question(message) if message.role == "user" else _answer(message, view, is_busy, about)
     tools = _toolbar(message, is_busy)
     kind = "user" if message.role == "user" else "answer"
     name = "You" if kind == "user" else "Answer"
@@ -76,7 +92,8 @@ def _question(message: MessageLike) -> str:
     return f'<div class="uq-bubble"><div class="uq-text" dir="auto">{encode(message.text)}</div></div>'
 
 
-def _answer(message: MessageLike, view: RiskView, is_busy: bool, remark: str, decision: Decision | None) -> str:
+def _answer(message: MessageLike, view: RiskView, is_busy: bool, about: About) -> str:
+    decision = about.decision
     if message.tokens:
         text = tokens_to_html(message.tokens, view, message.id, message.labels)
     else:
@@ -87,13 +104,14 @@ def _answer(message: MessageLike, view: RiskView, is_busy: bool, remark: str, de
         text = decided_html(decision, message.id, text, shown)
     is_hidden = decision is not None and (decision.is_hidden or bool(decision.hidden))
     badge = '<span class="uq-badge">Stored example</span>' if message.is_example else ""
-    line = "" if is_hidden else answer_line(message.tokens, view)  # it quotes the answer
+    told = answer_line(message.tokens, view)
+    line = "" if is_hidden else f"{about.verdict} {told}".strip()  # it quotes the answer
     summary = f'<p class="uq-line">{encode(line)}</p>' if line else ""
     dropped = ""
     if message.dropped_messages:
         left = plural(message.dropped_messages, "message")
         dropped = f'<p class="uq-chip">Oldest {left} left out: the window is full</p>'
-    note = f'<p class="uq-remark" role="note">{encode(remark)}</p>' if remark else ""
+    note = f'<p class="uq-remark" role="note">{encode(about.remark)}</p>' if about.remark else ""
     return f"{badge}{dropped}{note}{text}{_notices(message, is_busy)}{summary}{_span_labels(message)}"
 
 

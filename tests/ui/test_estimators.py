@@ -12,9 +12,11 @@ from tests.ui.conftest import Tab, event, value_of
 from uqchat.catalogue import known_heads
 from uqchat.errors import ModelError
 from uqchat.host import HostStatus
+from uqchat.token_codec import AnswerScores
+from uqchat.types import Risk
 from uqchat.ui.choices import Choices, to_keep
 from uqchat.ui.estimators_html import estimators_html, heads_html
-from uqchat.ui.overview import remark_on
+from uqchat.ui.overview import remark_on, verdict_on
 
 HEAD = offer(
     "shelf/head", label="UQ head (head)", card="---\nbase: x\n---\n# <b>Card</b>", is_added=True, scope="facts"
@@ -109,8 +111,6 @@ def test_the_catalogue_offers_the_heads_of_the_loaded_model_first_and_only_them(
 
 
 def test_an_answer_outside_the_scope_says_so_for_the_estimator_that_tints_it(tab: Tab) -> None:
-    from uqchat.token_codec import AnswerScores
-
     scores = AnswerScores(outside_scope={"rauq": "it is a poem"}, failures={"query": "Query gave no score: too long."})
     assert "was calibrated on: it is a poem." in remark_on(scores, "rauq", {})
     assert "no probabilities" in remark_on(scores, "rauq", {}) and remark_on(scores, "entropy", {}) == ""
@@ -162,3 +162,9 @@ def test_a_page_that_never_chose_tints_by_what_was_trained_and_calibrated_for_it
     tab.page.views.on_view(tab.request, tab.kept, "margin", "absolute", "risk", [])
     offered(tab, offer("uq_head", scope="other facts"))
     assert tab.session.view.estimator == "margin"
+
+
+def test_an_answer_says_how_likely_it_is_wrong_where_that_is_known() -> None:
+    scores = AnswerScores({"probe": Risk(0.664, 1.2, "short questions"), "rauq": Risk(0.4, 1.5)})
+    assert verdict_on(scores, "probe") == "The answer as a whole: 66% likely wrong."
+    assert verdict_on(scores, "rauq") == verdict_on(scores, "entropy") == ""

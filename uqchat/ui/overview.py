@@ -48,6 +48,14 @@ def risk_of(message: AnswerLike, name: str) -> Risk | None:
     return found[0] if found else None
 
 
+def verdict_on(scores: AnswerScores, name: str) -> str:
+    """How likely the answer as a whole is wrong; '' where this estimator has no probability for it. Plain text."""
+    risk = scores.risks.get(name)
+    if risk is None or risk.calibration is None:
+        return ""
+    return f"The answer as a whole: {risk.value:.0%} likely wrong."
+
+
 def remark_on(scores: AnswerScores, name: str, known: Mapping[str, NameLike]) -> str:
     """What to know before reading this answer's colours by this estimator; '' when there is nothing. Plain text."""
     label = label_of(name, known)

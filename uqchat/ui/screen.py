@@ -30,7 +30,7 @@ from uqchat.ui.chat_list import chats_html
 from uqchat.ui.estimators_html import estimators_html, heads_html, refit_words
 from uqchat.ui.layout import Widgets
 from uqchat.ui.offers import by_name, list_rows, picker, settle, ticked
-from uqchat.ui.overview import overview_html, remark_on
+from uqchat.ui.overview import overview_html, remark_on, verdict_on
 from uqchat.ui.services import Services
 from uqchat.ui.sessions import Session
 from uqchat.ui.status import status_html
@@ -102,7 +102,12 @@ class Screen:
         is_first_minute = not any(not message.is_example for message in messages)
         return {
             w.history: conversation_html(
-                shown, session.view, is_busy, self._remarks(shown, session), _decisions(shown)
+                shown,
+                session.view,
+                is_busy,
+                self._remarks(shown, session),
+                _decisions(shown),
+                {m.id: verdict_on(m.scores, session.view.estimator) for m in shown if m.role == "assistant"},
             ),
             w.live: live,
             w.questions: welcome_html(self._services.examples.questions) if is_first_minute else "",
