@@ -105,6 +105,8 @@ class Run:
         path = self.path / CONFIG
         if not path.is_file():
             return
+        if not resume and not self.is_main:
+            return  # the main process asks, and may have begun the run already
         if not resume:
             raise TrainingError(f"{self.path} already holds a run. Pass --resume to go on with it, or name another.")
         try:

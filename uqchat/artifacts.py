@@ -24,6 +24,7 @@ from uqchat.artifact_folders import (
     kind_of,
     origin_in,
     roots,
+    slug_of,
     text_of,
     unknown,
 )
@@ -137,9 +138,10 @@ class Shelf:
             raise ArtifactError(f"{name} is a file; give the folder of a trained estimator, a name or a Hub id.")
         if HUB_ID.fullmatch(name):
             return self._fetch(name)
-        if registered and self._model.model is not None:
-            folder, origin = registered[0]
-            check_origin(origin, self._model, f"estimator ({folder})")
+        if self._model.model is not None:
+            for folder, origin in registered:
+                if folder.parent.name == slug_of(self._model):  # meant for this model, but of other weights
+                    check_origin(origin, self._model, f"estimator ({folder})")
         raise self._unknown(name)
 
     def artifacts(self) -> list[ArtifactInfo]:

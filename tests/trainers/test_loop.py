@@ -224,6 +224,7 @@ def test_a_folder_of_another_run_is_refused(whole: Path) -> None:
     config = json.loads((whole / "config.json").read_text())
     with pytest.raises(TrainingError, match="already holds a run"):
         Run(whole, config)
+    assert Run(whole, config, is_main=False).path == whole  # of several processes only the main one asks
     with pytest.raises(TrainingError, match="begun with nan_at = 0, now it is 3"):
         Run(whole, {**config, "nan_at": 3}, resume=True)
 
