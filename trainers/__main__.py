@@ -20,10 +20,12 @@ TRAINERS: dict[str, tuple[str, str]] = {
     "query-calibrate": ("trainers.query_calibrate", "a trained query's calibration, and its risks for a report"),
     "uq-head": ("trainers.uq_head", "an uncertainty head on cached features"),
     "probe": ("trainers.probe", "small networks on cached hidden states"),
+    "sweep": ("trainers.sweep", "settings of a trainer, chosen by sets it has not seen"),
     "combination": ("trainers.combination", "a logistic combination of estimators"),
     "calibrate": ("trainers.calibrate", "raw scores to probabilities of error, with their scope"),
     "records": ("trainers.records", "records for the threshold playground, from cached answers"),
     "selective": ("trainers.selective_table", "what thresholds buy, as tables, from records"),
+    "tokens": ("trainers.token_report", "how well token risks point at what is wrong inside an answer"),
     "report": ("trainers.metrics_report", "how well risks rank errors, set by set, with intervals"),
 }
 
