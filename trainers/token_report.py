@@ -1,6 +1,7 @@
-"""How well token risks point at what is wrong inside an answer.
+"""How well token risks point at what is wrong inside an answer, as `python -m trainers tokens` prints it.
 
-`python -m trainers tokens --caches data/easy_facts_several-eval`. Only answers whose facts are graded one by one count. Knows no model: the estimators replay cached signals.
+Only answers whose facts are graded one by one count (`data generate --several`). Knows no model: the estimators
+replay cached signals.
 """
 
 from __future__ import annotations
