@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from trainers.cards import write_cards
 from trainers.metrics_tables import markdown
 from uqchat.errors import InputError
 from uqchat.metrics import ece_floor
@@ -237,6 +239,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metrics", type=_names, default=DEFAULT_METRICS, metavar="M,N", help=", ".join(METRICS))
     parser.add_argument("--samples", type=int, default=1000, help="bootstrap draws (1000)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    parser.add_argument("--cards", type=Path, help="folder of trained estimators whose cards get these figures")
     parser.add_argument("--out", type=Path, help="folder for report.md and report.json; else Markdown to stdout")
 
 
@@ -248,6 +251,8 @@ def main(args: argparse.Namespace) -> int:
         domains["out of domain"] = args.out_of_domain
     found = evaluate(graded, Plan(domains, args.baseline, args.metrics, args.samples, args.seed))
     text = markdown(found, domains)
+    for path in write_cards(found, domains, args.cards) if args.cards else ():
+        print(path, file=sys.stderr)
     if args.out is None:
         print(text)
         return 0
