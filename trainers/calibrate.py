@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainers.answers import IGNORED, AnswerRow
+from trainers.answers import IGNORED, AnswerRow, write_whole
 from trainers.cache import FeatureCache
 from trainers.data import add_model_arguments
 from trainers.replay import Opened, replay
@@ -89,20 +89,30 @@ def write_risks(
     fitted: Mapping[str, Calibrations],
     splits: Sequence[str],
 ) -> int:
-    """One line a labelled answer, as `python -m trainers report` reads them; the number of lines."""
-    count = 0
-    with path.open("w", encoding="utf-8") as file:
-        for cache in caches:
-            for scored in replay(cache, estimators, splits):
-                if scored.answer.is_error is None:
-                    continue
-                raw = {name: risk.raw for name, risk in scored.risks.items()}
-                values = {n: one.answer.apply(raw[n]) for n, one in fitted.items() if one.answer is not None}
-                line = {"id": scored.answer.id, "set": scored.answer.set, "style": scored.answer.style}
-                line |= {"is_error": scored.answer.is_error, "risks": raw, "values": values}
-                file.write(json.dumps(line) + "\n")
-                count += 1
-    return count
+    """One line a labelled answer, as `python -m trainers report` reads them; the number of lines.
+
+    Raises:
+        InputError: see `replay`; the disk is full. The file is there as a whole or not at all.
+    """
+    lines = list(_risk_lines(caches, estimators, fitted, splits))
+    write_whole(path, lines)
+    return len(lines)
+
+
+def _risk_lines(
+    caches: Sequence[FeatureCache],
+    estimators: Sequence[Estimator],
+    fitted: Mapping[str, Calibrations],
+    splits: Sequence[str],
+) -> Iterator[str]:
+    for cache in caches:
+        for scored in replay(cache, estimators, splits):
+            if scored.answer.is_error is None:
+                continue
+            raw = {name: risk.raw for name, risk in scored.risks.items()}
+            values = {n: one.answer.apply(raw[n]) for n, one in fitted.items() if one.answer is not None}
+            line = {"id": scored.answer.id, "set": scored.answer.set, "style": scored.answer.style}
+            yield json.dumps(line | {"is_error": scored.answer.is_error, "risks": raw, "values": values}) + "\n"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

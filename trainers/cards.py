@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainers.answers import write_whole
 from trainers.metrics_tables import TITLES
-from trainers.run_folder import disk_errors
 from uqchat.errors import InputError
 
 CARD = "README.md"
@@ -23,7 +23,7 @@ def write_cards(report: Mapping[str, Any], domains: Mapping[str, Sequence[str]],
         report: what `metrics_report.evaluate` gives. folder: holds `<estimator>/README.md`.
 
     Raises:
-        InputError: no such estimator lies there. TrainingError: a card cannot be written.
+        InputError: no such estimator lies there, or a card cannot be written.
     """
     names = sorted({name for found in report.values() for cells in _metrics(found).values() for name in cells})
     cards = {name: folder / name / CARD for name in names if (folder / name / CARD).is_file()}
@@ -31,8 +31,7 @@ def write_cards(report: Mapping[str, Any], domains: Mapping[str, Sequence[str]],
         raise InputError(f"{folder} has no card of {', '.join(names)}.")
     for name, path in cards.items():
         text = re.sub(rf"\n*{BEGIN}.*?{END}\n*", "\n", path.read_text(encoding="utf-8"), flags=re.DOTALL)
-        with disk_errors(path):
-            path.write_text(f"{text.rstrip()}\n\n{BEGIN}\n{section(report, domains, name)}\n{END}\n", encoding="utf-8")
+        write_whole(path, [f"{text.rstrip()}\n\n{BEGIN}\n{section(report, domains, name)}\n{END}\n"])
     return list(cards.values())
 
 

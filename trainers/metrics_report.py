@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from trainers.answers import write_whole
 from trainers.cards import write_cards
 from trainers.metrics_tables import markdown
 from uqchat.errors import InputError
@@ -256,9 +257,8 @@ def main(args: argparse.Namespace) -> int:
     if args.out is None:
         print(text)
         return 0
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "report.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-    (args.out / "report.md").write_text(text, encoding="utf-8")
+    write_whole(args.out / "report.json", [json.dumps(found, indent=1)])
+    write_whole(args.out / "report.md", [text])
     return 0
 
 

@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 
+from trainers.answers import write_whole
 from trainers.common import Run, add_run_arguments, build_settings, read_settings, run_trainer
-from trainers.run_folder import RESULT
+from trainers.run_folder import RESULT, write_json
 from trainers.training_set import DataConfig, TrainingSet, has_answer_label, macro_auroc, read_training_set
 from uqchat.errors import InputError
 
@@ -111,9 +112,9 @@ def train(config: TrainConfig, run: Run) -> Mapping[str, Any] | None:
     table = {**untrained(judged.subset(i for i, row in enumerate(judged.rows) if row.set in sets)), **found}
     best = max(plan.variants, key=lambda name: mean_over_sets(found[name]))
     if run.is_main:
-        (run.path / TABLE).write_text(markdown(table, best), encoding="utf-8")
-        (run.path / CHOICE).write_text(json.dumps(plan.everything[best], indent=1) + "\n", encoding="utf-8")
-    return {"choice": best, "settings": plan.everything[best], "auroc": table}
+        write_whole(run.path / TABLE, [markdown(table, best)])
+        write_json(run.path / CHOICE, plan.everything[best])
+    return {"choice": best, "folder": slug(best), "settings": plan.everything[best], "auroc": table}
 
 
 def _judge(

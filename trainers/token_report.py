@@ -7,7 +7,6 @@ replay cached signals.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from trainers.answers import AnswerRow
 from trainers.cache import FeatureCache
 from trainers.data import add_model_arguments
 from trainers.replay import Opened, Scored, replay
+from trainers.run_folder import write_json
 from trainers.token_labels import GradedSpan, graded_spans, restating_words
 from uqchat.errors import InputError
 from uqchat.estimators import Estimator
@@ -127,7 +127,7 @@ def main(args: argparse.Namespace) -> int:
     print(markdown(table))
     if args.out:
         rows = {name: asdict(one) for name, one in table.items()}
-        args.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        write_json(args.out, rows)
     return 0
 
 
