@@ -95,4 +95,16 @@ report() {
   $PYTHON -m trainers tokens --caches data/easy_facts_several-eval
 }
 
+dtypes() { # the same answers read in other number formats: AUROC of each format's scores, 50 answers of each set
+  for kind in bfloat16 float32; do
+    local found=() set
+    for set in $SETS $FAR; do
+      $PYTHON -m trainers data features --answers data/$set-eval-short --limit 50 --dtype $kind --out data/dtypes/$set-$kind
+      found+=("data/dtypes/$set-$kind")
+    done
+    $PYTHON -m trainers records --caches "${found[@]}" --estimators entropy,rauq,probe,uq_head --out runs/$kind.parquet
+    $PYTHON -m trainers report --risks runs/$kind.parquet --metrics auroc --out runs/$kind
+  done
+}
+
 for stage in "$@"; do "$stage"; done
