@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What made the estimators that ship, stage by stage, from the repository's root:
-#   bash assets/estimators/make.sh data sweep probe uq_head calibrate combination leave_one_out report
+#   bash assets/estimators/make.sh data sweep choose probe uq_head calibrate combination leave_one_out report
 # UQCHAT_SHARED names the folder with the questions. Every stage goes on where it was stopped.
 set -euo pipefail
 PYTHON=${PYTHON:-python}
@@ -40,22 +40,35 @@ data() {
   generate --set easy_facts --split eval --several 200 --out data/easy_facts_several-eval
   $PYTHON -m trainers data label data/*/
 }
-sweep() { # settings by sets never seen; the choice is copied into the plans' folder by hand, with the table
+sweep() { # settings by sets never seen
   for name in probe uq-head; do
     $PYTHON -m trainers sweep --run-dir runs/sweep-$name --plan trainers/sweeps/$name.json --resume \
       --caches "$(caches train calibration)"
   done
 }
+choose() { # the sweeps' choices as settings of the final runs: more networks, tokens too, all questions, last weights
+  $PYTHON - <<'PY'
+import json
+from pathlib import Path
+
+for name, more in (("probe", {"members": 8, "use_tokens": True}), ("uq-head", {})):
+    settings = json.loads(Path(f"runs/sweep-{name}/choice.json").read_text())
+    settings |= {**more, "keep": "last", "validation": 0.0}
+    Path(f"assets/estimators/settings-{name}.json").write_text(json.dumps(settings, indent=1) + "\n")
+PY
+  cp runs/sweep-probe/sweep.md assets/estimators/sweep-probe.md
+  cp runs/sweep-uq-head/sweep.md assets/estimators/sweep-uq-head.md
+}
 probe() {
-  $PYTHON -m trainers probe --run-dir runs/probe --resume --config trainers/sweeps/chosen-probe.json \
+  $PYTHON -m trainers probe --run-dir runs/probe --resume --config assets/estimators/settings-probe.json \
     --caches "$(caches train)" --output $OUT/probe
 }
 uq_head() {
-  $PYTHON -m trainers uq-head --run-dir runs/uq_head --resume --config trainers/sweeps/chosen-uq-head.json \
+  $PYTHON -m trainers uq-head --run-dir runs/uq_head --resume --config assets/estimators/settings-uq-head.json \
     --caches "$(caches train)" --output $OUT/uq_head
 }
 question_only() { # a probe on the state at the prompt's end: what the topic alone tells
-  $PYTHON -m trainers probe --run-dir runs/question_only --resume --config trainers/sweeps/chosen-probe.json \
+  $PYTHON -m trainers probe --run-dir runs/question_only --resume --config assets/estimators/settings-probe.json \
     --positions '["prompt"]' --use-confidence false --use-tokens false --caches "$(caches train)"
 }
 calibrate() { # calibrate [ESTIMATORS]
