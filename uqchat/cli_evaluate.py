@@ -47,6 +47,12 @@ def add_arguments(own: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--limit", type=int, metavar="N", help="so many questions of each data set, drawn with seed 0")
     group.add_argument("--samples", type=int, default=0, metavar="N", help="answers drawn besides the greedy one")
+    group.add_argument(
+        "--likelihood",
+        choices=("sum", "mean"),
+        default="sum",
+        help="of a reference's log-probability over its tokens, for --kind references; default sum",
+    )
     group.add_argument("--restart", action="store_true", help="forget what an interrupted run left")
 
 
@@ -66,7 +72,8 @@ def run_evaluate(args: argparse.Namespace, out: TextIO) -> None:
     if args.samples and args.temperature is None:
         generation = replace(generation, temperature=1.0)
     with closing(load_language_model(args)) as model:
-        plan = Plan(estimators_for(model, args.estimators), args.kind, args.style, generation, args.samples)
+        named = estimators_for(model, args.estimators)
+        plan = Plan(named, args.kind, args.style, generation, args.samples, args.likelihood)
         records = evaluate(model, questions, plan, args.out, on_progress=_show, restart=args.restart)
     if sys.stderr.isatty():
         print(file=sys.stderr)

@@ -2,7 +2,8 @@
 
 Open questions are answered and graded by alias. Of multiple-choice questions the letter with the largest probability
 among the letters is the answer. With kind "references" the likeliest of right and wrong references, read by teacher
-forcing, is the answer (TruthfulQA, Lin et al. 2022, section 3.2). Ready answers are only scored.
+forcing, is the answer, and it is right iff it is one of the right ones (TruthfulQA, Lin et al. 2022, section 3.2, by the
+log-probability summed over a reference's tokens as there, or by its mean). Ready answers are only scored.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from uqchat import __version__
 from uqchat.config import GenerationConfig
@@ -57,6 +58,8 @@ class Plan:
     generation: GenerationConfig = GenerationConfig(max_new_tokens=64)
     samples: int = 0
     """Answers drawn besides the first one, for open questions; needs a temperature above 0."""
+    likelihood: Literal["sum", "mean"] = "sum"
+    """Over a reference's tokens, for kind "references"; the mean does not favour short ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,28 +175,37 @@ def _chosen(
     plan: Plan,
     candidates: Sequence[Sequence[str]],
 ) -> Iterator[Record]:
-    """The likeliest candidate of each question is its answer, with the risks that the estimators give it."""
+    """The likeliest candidate of each question is its answer, with the risks that the estimators give it.
+
+    All candidates are read for their probability alone; the estimators read only the one that became the answer.
+    """
     pairs = [(asked, text) for asked, texts in zip(messages, candidates, strict=True) for text in texts]
-    answers = iter(model.scores([asked for asked, _ in pairs], [text for _, text in pairs], plan.estimators))
-    for question, texts in zip(questions, candidates, strict=True):
-        read = [next(answers) for _ in texts]
-        best, share = likeliest(read)
+    read = iter(model.scores([asked for asked, _ in pairs], [text for _, text in pairs], ()))
+    found = [likeliest([next(read) for _ in texts], plan) for texts in candidates]
+    chosen = [texts[best] for texts, (best, _, _) in zip(candidates, found, strict=True)]
+    answers = model.scores(messages, chosen, plan.estimators)
+    for question, answer, text, (best, share, seconds) in zip(questions, answers, chosen, found, strict=True):
         if plan.kind == "choice":
             is_error, references = best != question.answer_index, (question.choices[question.answer_index or 0],)
+            text = f"{text}. {question.choices[best]}"
         else:
             is_error, references = best >= len(question.references), question.references
-        record = record_of(model, replace(question, references=references), read[best], plan, is_error)
-        text = f"{texts[best]}. {question.choices[best]}" if plan.kind == "choice" else texts[best]
-        seconds = math.fsum(answer.timings.total for answer in read)
+        record = record_of(model, replace(question, references=references), answer, plan, is_error)
         risks = {**record.risks, CHOICE: Risk(1 - share, -math.log(max(share, 1e-300)))}
-        yield replace(record, answer=text, seconds=seconds, risks=risks)
+        yield replace(record, answer=text, seconds=record.seconds + seconds, risks=risks)
 
 
-def likeliest(answers: Sequence[Answer]) -> tuple[int, float]:
-    """The answer with the largest log-probability, summed over its tokens, and its share among all of them."""
+def likeliest(answers: Sequence[Answer], plan: Plan) -> tuple[int, float, float]:
+    """The answer with the largest log-probability, its share among all of them, and the seconds they took.
+
+    Letters and, with likelihood "sum", references are compared by the log-probability of all of their tokens.
+    """
     totals = [math.fsum(token.logprob for token in answer.tokens) for answer in answers]
+    if plan.kind == "references" and plan.likelihood == "mean":
+        totals = [total / len(answer.tokens) for total, answer in zip(totals, answers, strict=True)]
     best = max(range(len(totals)), key=totals.__getitem__)
-    return best, 1 / math.fsum(math.exp(total - totals[best]) for total in totals)
+    share = 1 / math.fsum(math.exp(total - totals[best]) for total in totals)
+    return best, share, math.fsum(answer.timings.total for answer in answers)
 
 
 def record_of(model: Model, question: Question, answer: Answer, plan: Plan, is_error: bool | None) -> Record:
@@ -213,8 +225,12 @@ def record_of(model: Model, question: Question, answer: Answer, plan: Plan, is_e
         tokens=answer.tokens,
         seconds=answer.timings.total,
         model=model.name,
-        versions={"uqchat": __version__, "calibrations": scopes, "kind": plan.kind or "open"},
+        versions={"uqchat": __version__, "calibrations": scopes, "kind": _how(plan)},
     )
+
+
+def _how(plan: Plan) -> str:
+    return f"references by {plan.likelihood}" if plan.kind == "references" else plan.kind or "open"
 
 
 def accuracy(records: Records, rows: Iterable[int] | None = None) -> float:
