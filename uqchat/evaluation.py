@@ -2,8 +2,8 @@
 
 Open questions are answered and graded by alias. Of multiple-choice questions the letter with the largest probability
 among the letters is the answer. With kind "references" the likeliest of right and wrong references, read by teacher
-forcing, is the answer, and it is right iff it is one of the right ones (TruthfulQA, Lin et al. 2022, section 3.2, by the
-log-probability summed over a reference's tokens as there, or by its mean). Ready answers are only scored.
+forcing, is the answer, and it is right iff it is one of the right ones (TruthfulQA, Lin et al. 2022, section 3.2, by
+the log-probability summed over a reference's tokens as there, or by its mean). Ready answers are only scored.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ from uqchat.metrics import Numbers, as_array, as_labels
 from uqchat.metrics_weighted import Array
 
 # Where a sequence of tests may begin, as a share of the answers, and its share of delta. Most of it goes to one place:
-# that certifies about a third more than equal shares in simulations of calibrated risks (Beta(1.3, .8), (1, .5), (2, 1),
-# (.8, .8), (2, 2); 200 to 1,000 answers; r = .1 to .5). The others keep what is left for shapes unlike these.
+# that certifies about a third more at r = .3 than equal shares at N/2^k in simulations of calibrated risks (Beta(1.3,
+# .8), (1, .5), (2, 1), (.8, .8), (2, 2); 200 to 1,000 answers). The others keep what is left for shapes unlike these.
 _STARTS: Final = ((1 / 32, 0.1), (1 / 10, 0.8), (1 / 3, 0.05), (1.0, 0.05))
 _GROWTH: Final = 1.1 ** np.arange(1, 61)  # up to 300 times as many rows are looked at
 _MAX_POINTS: Final = 100

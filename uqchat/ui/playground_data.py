@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +21,7 @@ from uqchat.errors import InputError
 from uqchat.paths import ASSETS
 from uqchat.policy import Guarantee, Origin, Policy
 from uqchat.records import Labelled, Records, read_records
+from uqchat.records_split import calibration_part
 from uqchat.selective import accuracy_band
 from uqchat.selective_guarantee import guaranteed_threshold, more_rows_needed
 
@@ -91,17 +91,12 @@ class Curve:
         return found.pop() if len(found) == 1 else None
 
 
-def parts(records: Records) -> np.ndarray:
-    """(N,) bool: rows of the calibration part, three of five. All answers to a question share a part, in every run."""
-    return np.array([zlib.crc32(name.encode()) % 5 < 3 for name in records.strings("question_id")], dtype=bool)
-
-
 def make_curve(records: Records, estimator: str) -> Curve:
     """One estimator's answers in both parts; few answers are not split and certify nothing."""
     found = records.labelled(estimator)
     if len(found.rows) < MIN_SPLIT:
         return Curve(records, estimator, _sorted(found, np.zeros(len(found.rows), dtype=bool)), _sorted(found))
-    is_calibration = parts(records)[found.rows]
+    is_calibration = calibration_part(records)[found.rows]
     if is_calibration.all() or not is_calibration.any():  # questions without ids of their own
         is_calibration = np.arange(len(found.rows)) % 2 == 0
     return Curve(records, estimator, _sorted(found, is_calibration), _sorted(found, ~is_calibration))
