@@ -155,24 +155,12 @@ def doubling(records: Records, only: np.ndarray, base: float) -> str:
 def tries_table(records: Records) -> str:
     """Of several answers to a question: are the riskiest wrong more often, and what does trying until sure buy?"""
     rows = [[name, *cells] for name in records.estimators if (cells := _tries(records, name))]
+    head = ["score", "first", "surest", "riskiest", "riskiest wrong more often", "tried until sure", "gain", "answers"]
     return (
-        "Several answers to each question. Share right of the first (greedy) one, of the surest and of the riskiest; how "
-        "much more often the riskiest is wrong than the surest (95 % interval over questions); share right of the first "
-        "answer below the median risk of first answers (the least risky where none is), how that differs from the first "
-        "answer, and how many answers it took:\n\n"
-        + _table(
-            [
-                "score",
-                "first",
-                "surest",
-                "riskiest",
-                "riskiest wrong more often",
-                "tried until sure",
-                "gain",
-                "answers",
-            ],
-            rows,
-        )
+        "Several answers to each question. Share right of the first (greedy) one, of the surest and of the riskiest; "
+        "how much more often the riskiest is wrong than the surest (points, 95 % interval over questions); share right "
+        "of the first answer below the median risk of first answers (the least risky where none is), how that differs "
+        "from the first answer, and how many answers it took:\n\n" + _table(head, rows)
     )
 
 
