@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from uqchat.cli_model import generation_of, load_language_model
 from uqchat.errors import InputError
+from uqchat.render_text import duration
 
 if TYPE_CHECKING:
     from uqchat.evaluation import Progress
@@ -140,13 +141,7 @@ def _as_text(summary: Mapping[str, Any]) -> str:
 
 def _show(progress: Progress) -> None:
     left = progress.seconds_left
-    remaining = "" if left is None or progress.done == progress.total else f", about {_duration(left)} left"
+    remaining = "" if left is None or progress.done == progress.total else f", about {duration(left)} left"
     line = f"{progress.done:,} of {progress.total:,} answers{remaining}"
     is_terminal = sys.stderr.isatty()
     print(f"\r\x1b[K{line}" if is_terminal else line, end="" if is_terminal else "\n", file=sys.stderr, flush=True)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

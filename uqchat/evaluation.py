@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +19,7 @@ from typing import Any, Literal, Protocol
 
 from uqchat import __version__
 from uqchat.config import GenerationConfig
-from uqchat.errors import InputError
+from uqchat.errors import CancelledError, InputError
 from uqchat.evaluation_data import KINDS, LETTERS, Kind, Question, kind_of, make_messages
 from uqchat.grading import alias_match
 from uqchat.records import Record, Records
@@ -27,14 +28,15 @@ from uqchat.types import Answer, Message, Risk
 
 CHOICE = "choice"
 """Risk of the chosen letter or reference: one minus its share of the probability of all that could be chosen."""
-BATCH = 32  # questions between two looks at the disk
+BATCH = 32
 
 
 class Model(Protocol):
     """The part of `LanguageModel` that is used here."""
 
-    name: str
-    tokenizer: Any
+    @property
+    def name(self) -> str:
+        """What the records call it."""
 
     def answers(
         self, list_of_messages: Sequence[Any], estimators: Sequence[str], generation: GenerationConfig
@@ -79,6 +81,8 @@ def evaluate(
     *,
     on_progress: Callable[[Progress], None] | None = None,
     restart: bool = False,
+    stop: threading.Event | None = None,
+    batch: int = BATCH,
 ) -> Records:
     """Evaluate and write the file; the same call after an interruption goes on where it was.
 
@@ -86,9 +90,12 @@ def evaluate(
         path: the .parquet file to write.
         on_progress: told after every batch.
         restart: forget what an interrupted run left.
+        stop: ends it after the batch under way; what was done stays beside the file.
+        batch: questions that are read together, and between two looks at the disk.
 
     Raises:
         InputError: nothing to evaluate, data unfit for the kind, or an unfinished run with other settings.
+        CancelledError: `stop` was set.
         UqchatError: the model failed; what was done stays.
     """
     if not questions:
@@ -99,11 +106,13 @@ def evaluate(
     done = writer.done
     todo = [(s, q) for s in range(plan.samples + 1) for q in questions if (q.set, q.id, plan.style, s) not in done]
     begun, total = time.monotonic(), len(todo)
-    for start in range(0, total, BATCH):
-        batch = todo[start : start + BATCH]
-        for sample in sorted({sample for sample, _ in batch}):
-            writer.add(list(evaluated(model, [q for s, q in batch if s == sample], plan, sample)))
-        count = min(start + BATCH, total)
+    for start in range(0, total, batch):
+        if stop is not None and stop.is_set():
+            raise CancelledError("The evaluation was cancelled; the same one begun again goes on from here.")
+        part = todo[start : start + batch]
+        for sample in sorted({sample for sample, _ in part}):
+            writer.add(list(evaluated(model, [q for s, q in part if s == sample], plan, sample)))
+        count = min(start + batch, total)
         left = (time.monotonic() - begun) / count * (total - count)
         if on_progress:
             on_progress(Progress(len(done) + count, len(done) + total, left))

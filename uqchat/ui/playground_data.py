@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from uqchat.errors import InputError
+from uqchat.metrics import auroc, prr
 from uqchat.paths import ASSETS
 from uqchat.policy import Guarantee, Origin, Policy
 from uqchat.records import Labelled, Records, read_records
 from uqchat.records_split import calibration_part
-from uqchat.selective import accuracy_band
+from uqchat.selective import accuracy_band, auarc, aurc, e_aurc
 from uqchat.selective_guarantee import guaranteed_threshold, more_rows_needed
 
 MAX_CURVES = 8
@@ -80,6 +81,15 @@ class Curve:
         """Share of right ones among those; None when nothing is answered."""
         answered = self.report.is_error[self.report.risk <= threshold]
         return float(1 - answered.mean()) if len(answered) else None
+
+    @cached_property
+    def quality(self) -> dict[str, float] | None:
+        """How well the report part's risks rank its errors, by metric; None where all are right or all wrong."""
+        risk, is_error = self.report.risk, self.report.is_error
+        if not 0 < is_error.sum() < len(is_error):
+            return None
+        found = {"auroc": auroc(risk, is_error), "prr": prr(risk, ~is_error).normalised, "aurc": aurc(risk, is_error)}
+        return found | {"e_aurc": e_aurc(risk, is_error), "auarc": auarc(risk, is_error)}
 
     @cached_property
     def scope(self) -> str | None:
@@ -147,6 +157,7 @@ def _for_browser(curve: Curve, wish: Wish) -> dict[str, Any]:
         "certifiedRank": None if threshold is None else int((curve.report.risk <= threshold).sum()),
         "certified": threshold,
         "calibrationErrors": int(curve.calibration.is_error.sum()),
+        "quality": curve.quality,
         "band": band(curve.report),
     }
 
