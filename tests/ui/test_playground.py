@@ -129,6 +129,12 @@ def test_columns_that_cannot_be_used_are_explained(page: Page, tmp_path: Path) -
             used(page, request, *columns)
 
 
+@pytest.mark.parametrize("name", ["/etc", "../x", "assets/records", "a/b/c", ""])
+def test_the_field_for_the_hub_reads_no_folder_of_the_server(page: Page, name: str) -> None:
+    with pytest.raises(gr.Error, match="data set"):
+        page.uploads.on_source(FakeRequest(), name)
+
+
 def test_an_exported_policy_is_imported_as_the_next_version(page: Page, tmp_path: Path) -> None:
     tab = Tab(page)
     tab.open()

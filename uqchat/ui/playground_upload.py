@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from uqchat.ui.services import Services, shown_to_user
 
 MAX_QUESTIONS = 5000  # that a visitor may have the model answer in one go
 _POLL_S = 0.5
+_HUB_NAME = re.compile(r"hub:[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]*){0,2}")
 _FIELDS = ("question", "answer", "references", "is_error", "risk_own")
 _GUESSES = {
     "question": ("question", "prompt"),
@@ -59,6 +61,8 @@ class UploadHandlers:
             if not name:
                 raise InputError("Name a data set: owner/name, with :config and :split where it has several.")
             name = name if name.startswith("hub:") else f"hub:{name}"
+            if not _HUB_NAME.fullmatch(name) or Path(name.split(":")[1]).exists():
+                raise InputError(f"{name[4:84]!r} is no data set of the Hub; a file on your machine can be uploaded.")
             if not self._services.config.allow_model_switch:
                 raise InputError("Fetching data sets is turned off here; upload a file instead.")
             return self._asked(self._playground.board(request), name)
