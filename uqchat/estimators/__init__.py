@@ -14,6 +14,7 @@ from uqchat.estimators.max_prob import MaxProb
 from uqchat.estimators.probe import Probe
 from uqchat.estimators.query import QueryEstimator, ZeroShotQuery
 from uqchat.estimators.rauq import Rauq
+from uqchat.estimators.sculpt import Sculpt
 from uqchat.estimators.uq_head import UqHead
 
 ESTIMATORS: tuple[type[Estimator], ...] = (Entropy, MaxProb, Margin, Rauq, Lookback, ZeroShotQuery)
@@ -23,6 +24,7 @@ TRAINED: tuple[type[Estimator], ...] = (
     Probe,
     QueryEstimator,
     Combination,
+    Sculpt,
 )
 """Those that are read from a folder, see `uqchat.artifacts`."""
 ESTIMATOR_NAMES: tuple[str, ...] = tuple(one.name for one in ESTIMATORS if one.level == "token")
