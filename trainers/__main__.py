@@ -27,6 +27,7 @@ TRAINERS: dict[str, tuple[str, str]] = {
     "score": ("trainers.score", "risks of cached answers by estimators that must ask the model"),
     "records": ("trainers.records", "records for the threshold playground, from cached answers"),
     "selective": ("trainers.selective_table", "what thresholds buy, as tables, from records"),
+    "coverage": ("trainers.coverage_figure", "accuracy by share answered, as a table and a figure, from risks"),
     "report": ("trainers.metrics_report", "how well risks rank errors, set by set, with intervals"),
 }
 

@@ -53,6 +53,8 @@ class TrainConfig:
     """`bnb-4bit` reads a base in NF4."""
     n_layers: int = 2
     """Last hidden states that the head reads, the final one among them; 1 or more."""
+    layers: tuple[int, ...] = ()
+    """Hidden states that it reads in their place, ascending, the final one last: those that caches hold, say."""
     width: int = 64
     """Hidden units of the head, 1 or more."""
     rank: int = 16
@@ -92,7 +94,8 @@ def train(config: TrainConfig, run: Run) -> Mapping[str, Any] | None:
     model = load_model(config.model, config.device or None, config.dtype or None, config.quantization or None)
     lessons, held_out = read_lessons(config.lessons, model, run.log)
     base = model.model
-    layers = _last_layers(base.config.get_text_config().num_hidden_layers, config.n_layers)
+    layers = _layers(config, base.config.get_text_config().num_hidden_layers)
+    settings = SculptConfig(layers, config.width, config.rank, config.shortlist, measure=config.measure)
     parts = [_read(run, base, part, layers, name) for part, name in ((lessons, "to learn"), (held_out, "held out"))]
     torch.manual_seed(config.loop.seed)
     head = LogitVariance(base.config.get_text_config().hidden_size, len(layers), config.width, config.rank)
@@ -106,17 +109,21 @@ def train(config: TrainConfig, run: Run) -> Mapping[str, Any] | None:
         origin_of(model, training_data=described(lessons), command=command_line(), seed=config.loop.seed),
         metrics=metrics,
     )
-    settings = SculptConfig(layers, config.width, config.rank, config.shortlist, measure=config.measure)
     folder = Path(config.output) if config.output else run.path / ARTIFACT
     if run.is_main:
         Sculpt(settings, head.cpu(), base, info).save(folder)
     return {"artifact": str(folder), "steps": result.steps, "best_step": result.best_step, "metrics": metrics}
 
 
-def _last_layers(num_layers: int, count: int) -> tuple[int, ...]:
-    if count > num_layers:
-        raise InputError(f"n_layers = {count} is not allowed: this model has {num_layers} layers.")
-    return tuple(range(num_layers - count + 1, num_layers + 1))
+def _layers(config: TrainConfig, num_layers: int) -> tuple[int, ...]:
+    if config.n_layers > num_layers:
+        raise InputError(f"n_layers = {config.n_layers} is not allowed: this model has {num_layers} layers.")
+    layers = config.layers or tuple(range(num_layers - config.n_layers + 1, num_layers + 1))
+    if list(layers) != sorted({*layers}) or layers[0] < 0 or layers[-1] != num_layers:
+        raise InputError(
+            f"layers = {layers} is not allowed: ascending, from 0, and {num_layers} last, as logits come from it."
+        )
+    return layers
 
 
 def _read(run: Run, base: Any, lessons: Sequence[Any], layers: Sequence[int], name: str) -> ResponseStates | None:

@@ -90,6 +90,13 @@ def test_states_are_those_that_predicted_the_response(letters: Path) -> None:
     torch.testing.assert_close(own, torch.cat(logits), atol=1e-4, rtol=1e-4)
 
 
+def test_layers_may_be_named_and_the_final_one_must_be_there(letters: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"layers = \(0, 1\) is not allowed"):
+        run(letters, tmp_path / "a", "--layers", "[0, 1]")
+    assert run(letters, tmp_path / "b", "--layers", "[0, 2]", "--epochs", "1") == 0
+    assert json.loads((tmp_path / "b/artifact/config.json").read_text())["layers"] == [0, 2]
+
+
 def test_more_layers_than_the_model_has_are_refused(letters: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="n_layers = 3 is not allowed: this model has 2 layers"):
         run(letters, tmp_path / "run", "--n-layers", "3")
