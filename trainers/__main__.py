@@ -24,6 +24,7 @@ TRAINERS: dict[str, tuple[str, str]] = {
     "sculpt": ("trainers.sculpt", "a head that predicts the variance of logits, the base frozen"),
     "combination": ("trainers.combination", "a logistic combination of estimators"),
     "calibrate": ("trainers.calibrate", "raw scores to probabilities of error, with their scope"),
+    "vote-scores": ("trainers.vote_scores", "what ensembles of voters say of cached answers, for comparing them"),
     "score": ("trainers.score", "risks of cached answers by estimators that must ask the model"),
     "records": ("trainers.records", "records for the threshold playground, from cached answers"),
     "selective": ("trainers.selective_table", "what thresholds buy, as tables, from records"),

@@ -7,6 +7,7 @@ text is. The results are those of `replay` where that can give any. Follow-ups (
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cached_property
 from itertools import islice
 
 from trainers.answers import AnswerRow
@@ -20,7 +21,7 @@ from uqchat.errors import InputError
 from uqchat.estimators.base import AnswerContext, Estimator
 from uqchat.models import LoadedModel
 from uqchat.scoring import Scorer, signals_for
-from uqchat.types import as_messages
+from uqchat.types import Signals, as_messages
 
 PART = 16  # answers that the engine has at a time
 FORCED = GenerationConfig(max_new_tokens=0)
@@ -32,7 +33,6 @@ class Asker:
 
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
-        self._engine: Engine | None = None
 
     def ask(self, rows: Sequence[AnswerRow], estimators: Sequence[Estimator]) -> Iterator[Scored]:
         """Answers of this model with at least one token, read together, in their order.
@@ -44,11 +44,14 @@ class Asker:
         asking = [one.label for one in estimators if one.reads_on]
         if asking:
             raise InputError(f"{asking[0]} asks on when an answer is whole; `query-calibrate` is for it.")
-        engine = self._prepared(estimators)
-        signals = signals_for(estimators, engine.signals)
-        requests = [self._request(row, signals) for row in rows]
+        for one in estimators:
+            for name, adapter in one.adapters.items():
+                if name not in self.engine.adapters:
+                    self.engine.adapters.add(adapter)
+        signals = signals_for(estimators, self.engine.signals)
+        requests = [self.request(row, signals) for row in rows]
         scorers = [Scorer(estimators, self._context(r, row)) for r, row in zip(requests, rows, strict=True)]
-        for event in engine.stream(requests):
+        for event in self.engine.stream(requests):
             if isinstance(event, StepEvent):
                 scorers[event.key].push(event.step)
             elif isinstance(event, FinishEvent) and event.error is not None:
@@ -57,22 +60,18 @@ class Asker:
             scorer.finish()
             yield Scored(row, scorer.answer_scores()[0], tuple(scorer.tokens))
 
-    def _prepared(self, estimators: Sequence[Estimator]) -> Engine:
-        if self._engine is None:
-            self._engine = Engine(self.model.model, self.model.tokenizer)
-        for one in estimators:
-            for name, adapter in one.adapters.items():
-                if name not in self._engine.adapters:
-                    self._engine.adapters.add(adapter)
-        return self._engine
+    @cached_property
+    def engine(self) -> Engine:
+        """Made when first asked for."""
+        return Engine(self.model.model, self.model.tokenizer)
 
-    def _request(self, row: AnswerRow, signals: object) -> Request:
+    def request(self, row: AnswerRow, signals: Signals) -> Request:
+        """The prompt and the answer, to be read. Raises InputError where they do not fit the context window."""
+        if row.prompt_ids:
+            return Request(row.prompt_ids, FORCED, row.answer_ids, signals)
         window, count = self.model.context_window, len(row.answer_ids)
-        ids = (
-            row.prompt_ids
-            or build_prompt(as_messages(row.messages), self.model.tokenizer, window, count, (), count).ids
-        )
-        return Request(tuple(ids), FORCED, tuple(row.answer_ids), signals)
+        prompt = build_prompt(as_messages(row.messages), self.model.tokenizer, window, count, (), count)
+        return Request(prompt.ids, FORCED, row.answer_ids, signals)
 
     def _context(self, request: Request, row: AnswerRow) -> AnswerContext:
         return AnswerContext(request.prompt_ids, tuple(as_messages(row.messages)), FORCED, self.model.tokenizer)

@@ -1,7 +1,7 @@
 """Risks of cached answers by any estimators, for `python -m trainers report`: the model reads every answer once more.
 
-For estimators whose signals are in no cache (voters, masks). Caches are read in turn, a few answers of each at a time,
-and lines are appended as they come: an interrupted run goes on, and has read about equally much of every cache.
+Where the caches hold all that is read, they are replayed instead. Caches are read in turn, a few answers of each at a
+time, and lines are appended as they come: an interrupted run goes on, and has read about equally much of every cache.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from trainers.answers import AnswerRow
-from trainers.ask import PART, Asker
+from trainers.ask import PART, Asker, can_replay
 from trainers.cache import FeatureCache
 from trainers.data import add_model_arguments
 from trainers.query_calibrate import labelled
-from trainers.replay import Opened, Scored
+from trainers.replay import Opened, Scored, replay
 from uqchat.errors import InputError
 from uqchat.models import load_model
 from uqchat.scoring import mean_over_tokens
@@ -50,18 +50,37 @@ def main(args: argparse.Namespace) -> int:
     model = Opened(load_model(args.model, args.device, args.dtype, args.quantization))
     estimators, asker = [model.uncalibrated(name) for name in wanted], Asker(model.info)
     splits = tuple(part.strip() for part in args.splits.split(",") if part.strip())
-    rows = [labelled(FeatureCache.open(folder), splits, args.limit) for folder in args.caches]
-    done = _done(args.out)
-    todo = [[row for row in part if _key(row) not in done] for part in rows]
+    caches = [FeatureCache.open(folder) for folder in args.caches]
+    rows = [labelled(cache, splits, args.limit) for cache in caches]
+    if all(can_replay(cache, one) for cache in caches for one in estimators):
+        known = {key_of(s.answer): s for cache in caches for s in replay(cache, estimators, splits)}
+        ask: Callable[[Sequence[AnswerRow]], Iterator[Scored]] = lambda part: (known[key_of(row)] for row in part)  # noqa: E731
+    else:
+        ask = lambda part: asker.ask(part, estimators)  # noqa: E731
+    append_lines(args.out, rows, lambda part: (line_of(scored, wanted, statistics) for scored in ask(part)))
+    return 0
+
+
+def append_lines(
+    path: Path,
+    rows: Sequence[Sequence[AnswerRow]],
+    score: Callable[[Sequence[AnswerRow]], Iterable[Mapping[str, Any]]],
+) -> None:
+    """Score the answers that a file does not have yet, a few of each cache in turn, and append their lines.
+
+    Raises:
+        InputError: the file is not one of these.
+    """
+    done = _done(path)
+    todo = [[row for row in part if key_of(row) not in done] for part in rows]
     total, count = sum(map(len, rows)), sum(map(len, rows)) - sum(map(len, todo))
-    with args.out.open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8") as file:
         for part in _in_turn(todo):
-            for scored in asker.ask(part, estimators):
-                file.write(json.dumps(line_of(scored, wanted, statistics)) + "\n")
+            for line in score(part):
+                file.write(json.dumps(line) + "\n")
             file.flush()
             count += len(part)
             print(f"{count:,} of {total:,} answers", file=sys.stderr, flush=True)
-    return 0
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -70,7 +89,8 @@ def _named(text: str) -> tuple[str, str]:
     return (folder, name) if sign else (name, name)
 
 
-def _key(row: AnswerRow) -> str:
+def key_of(row: AnswerRow) -> str:
+    """Names an answer among those of all caches of a model."""
     return f"{row.set} {row.style} {row.id} {row.sample}"
 
 
@@ -107,5 +127,9 @@ def line_of(scored: Scored, names: Mapping[str, str], statistics: Sequence[str])
             "max": tokens[1].max if tokens else None,
         }
         found |= {name if key == "risk" else f"{name}:{key}": values[key] for key in statistics}
-    about = {"key": _key(row), "id": row.id, "set": row.set, "style": row.style, "is_error": row.is_error}
-    return {**about, "risks": found}
+    return identity(row) | {"risks": found}
+
+
+def identity(row: AnswerRow) -> dict[str, Any]:
+    """What a line says of the answer itself."""
+    return {"key": key_of(row), "id": row.id, "set": row.set, "style": row.style, "is_error": row.is_error}

@@ -138,3 +138,15 @@ def test_records_are_read_without_the_further_answers_to_a_question(tmp_path: Pa
 def test_no_labelled_answer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No labelled answer"):
         read_graded([written(tmp_path, [{"set": "a", "is_error": None, "risks": {}}])])
+
+
+def test_lines_of_one_answer_from_several_files_are_one_answer(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    line = {"key": "q1", "set": "a", "is_error": True}
+    first.write_text(json.dumps(line | {"risks": {"x": 1.0}}) + "\n")
+    second.write_text(
+        json.dumps(line | {"risks": {"y": 2.0}}) + "\n" + json.dumps(line | {"key": "q2", "risks": {"y": 3.0}}) + "\n"
+    )
+    graded = read_graded([first, second])
+    assert graded.raw["x"].tolist()[:1] == [1.0] and np.isnan(graded.raw["x"][1])
+    assert graded.raw["y"].tolist() == [2.0, 3.0]
