@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m trainers score`."""
     add_model_arguments(parser)
     parser.add_argument("--caches", nargs="+", required=True, type=Path, help="folders of `data generate`, labelled")
-    parser.add_argument("--estimators", required=True, help="names or folders, comma-separated; NAME=FOLDER renames")
+    parser.add_argument("--estimators", nargs="+", required=True, help="names or folders; 'FOLDER as NAME' renames")
     parser.add_argument("--statistics", default="risk", help=f"of the raw scores of an answer: {', '.join(STATISTICS)}")
     parser.add_argument("--splits", default="eval", help="answers to take")
     parser.add_argument("--limit", type=int, default=0, help="answers of each cache at most; 0 is all")
@@ -40,13 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Score and write."""
-    wanted = dict(_named(part) for part in args.estimators.split(",") if part.strip())
+    wanted = dict(_named(part) for part in args.estimators)
     statistics = tuple(part.strip() for part in args.statistics.split(",") if part.strip())
     unknown = [name for name in statistics if name not in STATISTICS]
-    if unknown or not wanted:
-        raise InputError(
-            f"--statistics takes {', '.join(STATISTICS)}, --estimators at least one; got {unknown or wanted}."
-        )
+    if unknown:
+        raise InputError(f"--statistics takes {', '.join(STATISTICS)}; got {unknown[0]!r}.")
     model = Opened(load_model(args.model, args.device, args.dtype, args.quantization))
     estimators, asker = [model.uncalibrated(name) for name in wanted], Asker(model.info)
     splits = tuple(part.strip() for part in args.splits.split(",") if part.strip())
@@ -85,8 +83,8 @@ def append_lines(
 
 def _named(text: str) -> tuple[str, str]:
     """Estimator and the name that it has in the file."""
-    name, sign, folder = text.strip().partition("=")
-    return (folder, name) if sign else (name, name)
+    estimator, _, name = text.partition(" as ")
+    return estimator.strip(), name.strip() or estimator.strip()
 
 
 def key_of(row: AnswerRow) -> str:

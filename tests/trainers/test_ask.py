@@ -56,7 +56,7 @@ def run(cache: FeatureCache, out: Path, *more: str) -> int:
 
 def test_a_file_that_was_cut_off_goes_on_and_a_report_reads_it(cache: FeatureCache, tmp_path: Path) -> None:
     out = tmp_path / "risks.jsonl"
-    names = ("--estimators", "entropy,sure=max_prob", "--statistics", "risk,max")
+    names = ("--estimators", "entropy", "max_prob as sure", "--statistics", "risk,max")
     assert run(cache, out, *names, "--limit", "9") == 0
     whole = out.read_text()
     out.write_text(whole[:-30])  # the last line lost its end
