@@ -11,6 +11,7 @@ import argparse
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +91,20 @@ class TrainConfig:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run's arguments and one for each setting."""
     add_run_arguments(parser, TrainConfig)
+    parser.add_argument("--finish", action="store_true", help="train no further: finish with what --resume would load")
 
 
 def main(args: argparse.Namespace) -> int:
     """Run it."""
-    return run_trainer("dropout", args, read_settings(TrainConfig, args), train)
+    args.resume |= args.finish
+    return run_trainer("dropout", args, read_settings(TrainConfig, args), partial(train, is_last=args.finish))
 
 
-def train(config: TrainConfig, run: Run) -> Mapping[str, Any] | None:
+def train(config: TrainConfig, run: Run, is_last: bool = False) -> Mapping[str, Any] | None:
     """Train, draw the masks, write the artifact; None when the run was asked to stop.
+
+    Args:
+        is_last: take the weights of the run's last checkpoint as they are, the best where it knows them.
 
     Raises:
         UqchatError: the model or the lessons cannot be used, no layer matches, or the loss is no number.
@@ -106,7 +112,9 @@ def train(config: TrainConfig, run: Run) -> Mapping[str, Any] | None:
     model = load_model(config.model, config.device or None, config.dtype or None, config.quantization or None)
     start = plain_start(model.model, matching_layers(model.model, config.param_filter), config.rank, config.loop.seed)
     scale = config.lora_alpha / config.rank
-    learned = learn(run, model, [start], config.lessons, config.loop, scale, config.dropout, config.max_states_gb)
+    learned = learn(
+        run, model, [start], config.lessons, config.loop, scale, config.dropout, config.max_states_gb, is_last
+    )
     if learned is None:
         return None
     folder = Path(config.output) if config.output else run.path / ARTIFACT

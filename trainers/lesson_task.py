@@ -14,6 +14,7 @@ from trainers.common import LoopConfig, Run, TrainingError, train_loop
 from trainers.lesson_sources import LessonConfig
 from trainers.lessons import Lesson, described, pad_lessons, read_lessons, response_loss
 from trainers.loop import make_accelerator
+from trainers.query import take_checkpoint
 from trainers.query_lower import Inputs, by_length
 from trainers.row_lora import RowLora
 from trainers.run_folder import command_line
@@ -113,11 +114,13 @@ def learn(
     scale: float,
     dropout: float,
     max_states_gb: float,
+    is_last: bool = False,
 ) -> Learned | None:
     """Train changes on lessons; None when the run was asked to stop.
 
     Args:
         starts: what each change begins as. scale, dropout: see `RowLora`. max_states_gb: see `LessonTask`.
+        is_last: train no further, take the weights of the run's last checkpoint, the best where it knows them.
 
     Raises:
         UqchatError: the lessons cannot be used, batches cannot be shared equally, or the loss is no number.
@@ -132,13 +135,23 @@ def learn(
     if task.inputs.starts_at:
         run.log(f"Blocks before {task.inputs.starts_at} are run once for each lesson; their states are kept")
     evaluate = task.evaluate if held_out else None
-    result = train_loop(
-        run, module, len(learned), task.loss, loop, evaluate, watch="log_likelihood", accelerator=accelerator
-    )
+    if is_last:
+        result = take_checkpoint(run, module)
+    else:
+        result = train_loop(
+            run, module, len(learned), task.loss, loop, evaluate, watch="log_likelihood", accelerator=accelerator
+        )
     module.remove()
     if result.is_stopped:
         return None
     metrics = {f"validation {name}": value for name, value in result.metrics.items()}
-    data = {"training_data": described(learned), "command": command_line(), "seed": loop.seed, "metrics": metrics}
+    read = min(result.best_step * loop.batch_size, len(learned))
+    part = f"{read:,} drawn from: " if read < len(learned) else ""
+    data = {
+        "training_data": part + described(learned),
+        "command": command_line(),
+        "seed": loop.seed,
+        "metrics": metrics,
+    }
     steps = {"steps": result.steps, "best_step": result.best_step, "metrics": metrics}
     return Learned(module.changes(), origin_of(model, **data), steps)

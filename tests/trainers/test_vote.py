@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,11 @@ def test_a_run_that_died_and_was_resumed_ends_bitwise_as_one_that_did_not(
     monkeypatch.setattr(LessonTask, "loss", dying)
     with pytest.raises(KeyboardInterrupt):
         run(letters, folder)
+    early = shutil.copytree(folder, tmp_path / "early")
+    assert run(letters, early, "--finish") == 0
+    result = json.loads((early / "result.json").read_text())
+    assert (result["steps"], result["best_step"] <= 6) == (6, True)
+    assert len(read_vote(early / "artifact", from_loaded(tiny_model())).voters) == 3
     assert run(letters, folder, "--resume") == 0
     for name in ("metrics.jsonl", "artifact/model.safetensors"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
