@@ -70,6 +70,7 @@ class AdapterSet:
         self._modules = dict(model.named_modules())
         self._adapters: dict[str, dict[str, LowRank | Dense]] = {}
         self._scales: dict[str, dict[str, InputScale]] = {}
+        self._stacked: OrderedDict[tuple[object, ...], dict[str, Tensor]] = OrderedDict()  # of the rows that came last
         self.version = 0  # another one whenever adapters come or go
         self._plans: OrderedDict[tuple[str | None, ...], dict[str, RowDeltas]] = OrderedDict()
 
@@ -134,7 +135,9 @@ class AdapterSet:
                 handle.remove()
 
     def deltas_of(self, name: str) -> dict[str, LowRank | Dense]:
-        """An adapter's changes of weights by layer, without its input scales, ready to be computed with: any scale is part of `b`.
+        """An adapter's changes of weights by layer, ready to be computed with: any scale is part of `b`.
+
+        Its input scales are none of them, see `scales`.
 
         Raises:
             InputError: there is none of this name.
@@ -148,10 +151,16 @@ class AdapterSet:
         Raises:
             InputError: an unknown name.
         """
-        for name in names:
-            if name is not None:
-                self._require(name)
-        return stack_scales([self._scales[name] if name is not None else {} for name in names])
+        key = (self.version, *names)
+        if key not in self._stacked:
+            for name in names:
+                if name is not None:
+                    self._require(name)
+            self._stacked[key] = stack_scales([self._scales[name] if name is not None else {} for name in names])
+            while len(self._stacked) > KEPT_PLANS:
+                self._stacked.popitem(last=False)
+        self._stacked.move_to_end(key)
+        return self._stacked[key]
 
     def deltas(self, names: Sequence[str | None]) -> dict[str, RowDeltas]:
         """What the rows add to each layer that any of them changes."""

@@ -61,8 +61,8 @@ class FastForward(BatchedForward):
         shared = next((layer for layer in scales if layer not in alone), None)
         if shared is not None:
             raise InputError(
-                f"Layer {shared!r} shares its input with others here, so it cannot be scaled alone; o_proj and down_proj"
-                " have inputs of their own."
+                f"Layer {shared!r} shares its input with others here, so it cannot be scaled alone; o_proj and"
+                " down_proj have inputs of their own."
             )
         return scales
 
