@@ -21,7 +21,7 @@ TRAINERS: dict[str, tuple[str, str]] = {
     "uq-head": ("trainers.uq_head", "an uncertainty head on cached features"),
     "probe": ("trainers.probe", "small networks on cached hidden states"),
     "vote": ("trainers.vote", "low-rank voters that share the base, each on its part of every batch"),
-    "dropout": ("trainers.dropout", "a LoRA with dropout, and an ensemble of masks drawn from it"),
+    "dropout": ("trainers.dropout", "a LoRA with dropout of what it reads"),
     "sculpt": ("trainers.sculpt", "a head that predicts the variance of logits, the base frozen"),
     "combination": ("trainers.combination", "a logistic combination of estimators"),
     "calibrate": ("trainers.calibrate", "raw scores to probabilities of error, with their scope"),

@@ -1,14 +1,12 @@
-"""Trains a LoRA with dropout, and draws an ensemble from it: each voter is the LoRA under one fixed mask.
+"""Trains a LoRA with dropout of what it reads, for the rows of Monte-Carlo dropout: each has one fixed mask.
 
-Monte-Carlo dropout (Gal & Ghahramani 2016, arXiv 1506.02142, section 4) with the mask of a LoRA's inputs; a mask is
-drawn once for a voter and stays the same at every token, so that a voter is one function (Gal & Ghahramani 2016b,
-arXiv 1512.05287). A masked LoRA is a LoRA, so the folder is that of an ensemble of voters.
+Source: Gal & Ghahramani 2016 (arXiv 1506.02142), section 4. In training a mask is drawn for every number that a LoRA
+reads; the rows' masks, see `uqchat.estimators.dropout_files`, drop whole features.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,10 +19,10 @@ from trainers.common import LoopConfig, Run, add_run_arguments, read_settings, r
 from trainers.lesson_sources import LessonConfig
 from trainers.lesson_task import learn
 from trainers.run_folder import ARTIFACT
-from uqchat.engine.adapters import LowRank, linear_size
+from uqchat.engine.adapters import Adapter, LowRank, linear_size
 from uqchat.errors import InputError
-from uqchat.estimators.vote_files import VoteFiles, write_vote
-from uqchat.estimators.vote_settings import PARAM_FILTER, VoteSettings, matching_layers
+from uqchat.estimators.dropout_files import DropoutFiles, DropoutSettings, write_dropout
+from uqchat.estimators.vote_settings import PARAM_FILTER, matching_layers
 from uqchat.models import load_model
 
 
@@ -43,7 +41,7 @@ class DropoutLoop(LoopConfig):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How the LoRA is trained and how many masks are drawn."""
+    """How the LoRA is trained, and how many rows it is to have."""
 
     lessons: LessonConfig
     loop: DropoutLoop
@@ -56,7 +54,7 @@ class TrainConfig:
     quantization: str = ""
     """`bnb-4bit` is QLoRA: the base in NF4."""
     n_samples: int = 5
-    """Masks, 2 to 15."""
+    """Rows with a mask of their own, 2 to 15."""
     dropout: float = 0.1
     """Share of a layer's inputs that a mask takes from the LoRA, in training and afterwards; in (0, 1)."""
     param_filter: str = PARAM_FILTER
@@ -68,7 +66,7 @@ class TrainConfig:
     max_states_gb: float = 2.0
     """Memory for states of the blocks below the first changed one, kept so that they are computed once; 0 is off."""
     output: str = ""
-    """Folder of the finished ensemble; empty is `artifact` in the run's folder."""
+    """Folder of the finished LoRA; empty is `artifact` in the run's folder."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range, and what would give no ensemble. Raises InputError."""
@@ -83,9 +81,9 @@ class TrainConfig:
             )
         self.settings()
 
-    def settings(self) -> VoteSettings:
-        """Of the finished ensemble. Raises InputError for a value outside its range."""
-        return VoteSettings(self.n_samples, self.param_filter, 0.0, rank=self.rank, seed=self.loop.seed)
+    def settings(self) -> DropoutSettings:
+        """Of the finished rows. Raises InputError for a value outside its range."""
+        return DropoutSettings(self.n_samples, self.dropout, self.param_filter, self.loop.seed)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,7 +99,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def train(config: TrainConfig, run: Run, is_last: bool = False) -> Mapping[str, Any] | None:
-    """Train, draw the masks, write the artifact; None when the run was asked to stop.
+    """Train, write the artifact; None when the run was asked to stop.
 
     Args:
         is_last: take the weights of the run's last checkpoint as they are, the best where it knows them.
@@ -118,35 +116,18 @@ def train(config: TrainConfig, run: Run, is_last: bool = False) -> Mapping[str, 
     if learned is None:
         return None
     folder = Path(config.output) if config.output else run.path / ARTIFACT
-    how = f"one LoRA, trained with dropout {config.dropout:g}, under {config.n_samples} fixed masks: "
-    info = replace(
-        learned.info, dtype=config.quantization or model.dtype, training_data=how + learned.info.training_data
-    )
-    voters = tuple(masked(learned.changes[0], config.dropout, config.loop.seed, i) for i in range(config.n_samples))
+    info = replace(learned.info, dtype=config.quantization or model.dtype)
+    deltas = {name: LowRank(d.a.half(), d.b.half()) for name, d in learned.changes[0].items()}
     if run.is_main:
-        write_vote(VoteFiles(config.settings(), voters, info), folder)
+        write_dropout(DropoutFiles(config.settings(), Adapter("dropout", dict(deltas)), info), folder)
     return {"artifact": str(folder), **learned.result}
 
 
 def plain_start(model: torch.nn.Module, layers: tuple[str, ...], rank: int, seed: int) -> dict[str, LowRank]:
     """A LoRA that changes nothing yet: a uniform up to 1 / sqrt(in), as torch begins a linear layer, and b zero."""
-    found = {}
+    generator, found = torch.Generator().manual_seed(seed), {}
     for layer in layers:
         size_out, size_in = linear_size(model.get_submodule(layer))
-        a = torch.rand(rank, size_in, generator=_generator(seed, layer, "a")) * 2 - 1
+        a = torch.rand(rank, size_in, generator=generator) * 2 - 1
         found[layer] = LowRank(a * size_in**-0.5, torch.zeros(size_out, rank))
     return found
-
-
-def masked(change: Mapping[str, LowRank], dropout: float, seed: int, number: int) -> dict[str, LowRank]:
-    """The change as it is while a mask, one for each layer, keeps inputs from it; the others count for those."""
-    found = {}
-    for layer, delta in change.items():
-        kept = torch.rand(delta.a.shape[1], generator=_generator(seed, layer, f"mask {number}")) >= dropout
-        found[layer] = LowRank((delta.a * kept / (1 - dropout)).half(), delta.b.half(), delta.scale)
-    return found
-
-
-def _generator(seed: int, layer: str, what: str) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed} {layer} {what}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.engine.test_decode import drain, generated, greedy, ids_of, make_engine
-from tests.random_adapters import dense, low_rank, merged
+from tests.random_adapters import dense, low_rank, masks, merged
 from uqchat.config import GenerationConfig
 from uqchat.engine import decode, lineup
 from uqchat.engine.backend import FinishEvent, Request, StepEvent
@@ -20,15 +20,15 @@ from uqchat.engine.voters import count_votes, mean_logits, mutual_information
 from uqchat.errors import InputError
 from uqchat.types import Ensemble, Signals, TokenStep, Votes
 
-NAMES = ("small", "middle", "whole")
-TRIO, PAIR = Ensemble(NAMES), Ensemble(NAMES[:2])
+NAMES = ("small", "middle", "whole", "masked")
+ALL, PAIR = Ensemble(NAMES), Ensemble(NAMES[:2])
 TEXT = "the cat sat on the mat and "
 AT = 1e-4
 
 
 @pytest.fixture
 def engine(both_forwards: str) -> Engine:
-    """Three voters: two of low rank, one that changes whole matrices."""
+    """Four voters: two of low rank, one that changes whole matrices, one whose inputs are masked."""
     engine = make_engine()
     for adapter in adapters(engine):
         engine.adapters.add(adapter)
@@ -41,10 +41,11 @@ def adapters(engine: Engine) -> list:
         low_rank(engine.model, "small", 2, ends, 0.2),
         low_rank(engine.model, "middle", 5, ends, 0.2),
         dense(engine.model, "whole", ends, 0.05),
+        masks(engine.model, "masked", ("o_proj",)),
     ]
 
 
-def voted(prompt: tuple[int, ...], count: int = 12, ensembles: Sequence[Ensemble] = (TRIO,), **more: object) -> Request:
+def voted(prompt: tuple[int, ...], count: int = 12, ensembles: Sequence[Ensemble] = (ALL,), **more: object) -> Request:
     return greedy(prompt, count, signals=Signals(ensembles=tuple(ensembles)), **more)
 
 
@@ -69,7 +70,7 @@ def by_definition(engine: Engine, ensemble: Ensemble, prompt: Sequence[int], ids
     ]
 
 
-def check(engine: Engine, steps: Sequence[TokenStep], prompt: Sequence[int], ensemble: Ensemble = TRIO) -> None:
+def check(engine: Engine, steps: Sequence[TokenStep], prompt: Sequence[int], ensemble: Ensemble = ALL) -> None:
     expected = by_definition(engine, ensemble, prompt, [step.token_id for step in steps])
     for step, votes in zip(steps, expected, strict=True):
         found = step.signals.votes[ensemble]
@@ -117,7 +118,7 @@ def test_every_voter_says_what_its_merged_model_says(engine: Engine) -> None:
     (steps,), _ = drain(engine, voted(prompt))
     assert [step.token_id for step in steps] == generated(engine, prompt, 12)
     check(engine, steps, prompt)
-    assert max(step.signals.votes[TRIO].mutual_information for step in steps) > 0.01
+    assert max(step.signals.votes[ALL].mutual_information for step in steps) > 0.01
 
 
 @pytest.mark.parametrize("chunk", [512, 11])
@@ -148,10 +149,10 @@ def test_the_mean_of_the_voters_decides_where_that_is_asked_for(engine: Engine) 
 
 def test_several_ensembles_share_their_rows_and_each_has_its_own_votes(engine: Engine) -> None:
     prompt = ids_of(engine, TEXT)
-    request = voted(prompt, ensembles=(TRIO, PAIR))
-    assert len(request.companions) == 3
+    request = voted(prompt, ensembles=(ALL, PAIR))
+    assert len(request.companions) == 4
     (steps,), _ = drain(engine, request)
-    check(engine, steps, prompt, TRIO)
+    check(engine, steps, prompt, ALL)
     check(engine, steps, prompt, PAIR)
 
 
@@ -166,7 +167,7 @@ def test_a_voter_may_write_the_answer_itself(engine: Engine) -> None:
 def test_samples_of_one_prompt_share_what_the_voters_read_too(engine: Engine) -> None:
     prompt = ids_of(engine, TEXT)
     requests = [
-        Request(prompt, GenerationConfig(10, 1.0, seed=seed), signals=Signals(ensembles=(TRIO,))) for seed in range(3)
+        Request(prompt, GenerationConfig(10, 1.0, seed=seed), signals=Signals(ensembles=(ALL,))) for seed in range(3)
     ]
     answers, _ = drain(engine, *requests)
     assert len({tuple(step.token_id for step in steps) for steps in answers}) > 1
@@ -228,7 +229,7 @@ def test_the_next_turn_reuses_what_each_voter_has_read(engine: Engine) -> None:
 
     engine.forward.prefill = prefill
     (steps,), _ = drain(engine, voted(longer))
-    assert len(read) == 4 and max(read) <= len("what then?") + 1
+    assert len(read) == 5 and max(read) <= len("what then?") + 1
     check(engine, steps, longer)
 
 
@@ -260,7 +261,7 @@ def test_stopping_an_answer_stops_its_voters(engine: Engine) -> None:
     key = engine.add(voted(ids_of(engine, TEXT)))
     engine.step()
     engine.step()
-    assert len(engine.lineup.batch) == 4
+    assert len(engine.lineup.batch) == 5
     (*_, end) = engine.remove(key)
     assert end.reason == "cancelled" and len(engine.lineup.batch) == 0 and not engine.has_work
 
@@ -268,13 +269,13 @@ def test_stopping_an_answer_stops_its_voters(engine: Engine) -> None:
 def test_voters_count_in_the_memory_that_an_answer_needs() -> None:
     loaded = make_engine()
     request = voted(ids_of(loaded, TEXT), 100)
-    budget = loaded.forward.bytes_for(len(request.prompt_ids) + 100) * 3
+    budget = loaded.forward.bytes_for(len(request.prompt_ids) + 100) * 4
     engine = Engine(loaded.model, loaded.vocabulary.tokenizer, memory=budget * 2)
     for adapter in adapters(engine):
         engine.adapters.add(adapter)
     engine.lineup.memory = budget
     engine.add(greedy(request.prompt_ids, 100))
-    with pytest.raises(InputError, match="3 voters.*take fewer voters"):
+    with pytest.raises(InputError, match="4 voters.*take fewer voters"):
         engine.add(request)
 
 

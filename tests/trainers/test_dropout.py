@@ -1,4 +1,4 @@
-"""A tiny model's LoRA learns under dropout; its masked copies are voters that differ; a dead run goes on bitwise."""
+"""A tiny model's LoRA learns under dropout and its rows differ; a run that died goes on bitwise."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import trainers.dropout as trainer
 from tests.tiny import tiny_model
 from tests.trainers.tiny_lessons import run_tiny, write_instructions
 from trainers.lesson_task import LessonTask
-from uqchat.engine.adapters import LowRank
 from uqchat.errors import InputError
-from uqchat.estimators.vote_files import read_vote
+from uqchat.estimators.dropout import Dropout
+from uqchat.estimators.dropout_files import DropoutSettings
 from uqchat.language_model import from_loaded
 
 SMALL = ["--epochs", "3", "--batch-size", "6", "--validation", "0.3", "--checkpoint-every", "3", "--log-every", "1",
@@ -39,24 +38,15 @@ def whole(letters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_lora_learns_and_each_voter_is_it_without_some_inputs(whole: Path) -> None:
+def test_the_lora_learns_and_its_rows_disagree(whole: Path) -> None:
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     looks = [line["validation_log_likelihood"] for line in lines if "validation_log_likelihood" in line]
     assert max(looks) > looks[0] + 0.2
-    found = read_vote(whole / "artifact", from_loaded(tiny_model()))
-    assert len(found.voters) == 5 and "under 5 fixed masks: letters" in found.info.training_data
-    for layer in found.voters[0]:
-        columns = torch.stack([(voter[layer].a != 0).any(dim=0) for voter in found.voters])
-        assert not columns.all() and columns.any(dim=0).all()
-        assert all(torch.equal(voter[layer].b, found.voters[0][layer].b) for voter in found.voters)
-
-
-def test_masks_keep_the_expected_change() -> None:
-    """The mean over 4,000 masks of the change is the change, to the sampling error of a 1/2 mask."""
-    change = {"x": LowRank(torch.randn(2, 6), torch.randn(3, 2))}
-    drawn = [trainer.masked(change, 0.5, 0, i)["x"] for i in range(4000)]
-    mean = torch.stack([(each.b @ each.a).float() for each in drawn]).mean(dim=0)
-    torch.testing.assert_close(mean, change["x"].b @ change["x"].a, atol=0.15, rtol=0.05)
+    found = Dropout.from_folder(whole / "artifact", from_loaded(tiny_model()), "dropout")
+    assert found.parts.settings == DropoutSettings(5, 0.1, found.parts.settings.param_filter, 0)
+    assert found.parts.info.training_data.startswith("letters ") and len(found.adapters) == 5
+    answer = from_loaded(tiny_model()).answer("Say a.", estimators=[str(whole / "artifact")])
+    assert any(risk.raw > 0 for token in answer.tokens for risk in token.risks.values())
 
 
 def test_a_run_that_died_and_was_resumed_ends_bitwise_as_one_that_did_not(
