@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("jobs", "jobs.*"),
         ("evaluation", "evaluation_*"),
     ),
-    (("__init__", "language_model", "answering"), ("marks",)),
+    (("__init__", "language_model", "answering", "lagging"), ("marks",)),
     (
         ("scoring", "scoring_*"),
         ("selective", "selective_*"),

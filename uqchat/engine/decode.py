@@ -24,6 +24,7 @@ from uqchat.engine.failure import explain, is_out_of_memory
 from uqchat.engine.forward import Forward
 from uqchat.engine.lineup import MAX_ROWS, Lineup
 from uqchat.engine.memory import check_memory, free_memory
+from uqchat.engine.pace import Pace
 from uqchat.engine.row_signals import capture_for, keep_prompt, signals_of
 from uqchat.engine.rows import Row, Score
 from uqchat.engine.sampling import sample
@@ -60,6 +61,7 @@ class Engine:
         self.tags = find_reasoning_tags(getattr(tokenizer, "chat_template", None), tokenizer.get_vocab())
         self.lineup = Lineup(self.forward, free_memory(model.device) * 4 // 5 if memory is None else memory)
         self.adapters = AdapterSet(model)
+        self.pace = Pace()
         self._rows: dict[int, Row] = {}  # whose end has not been handed out yet
         self._next_key = 0
         self._pid = os.getpid()
@@ -152,10 +154,12 @@ class Engine:
         with torch.inference_mode():
             running = list(self.lineup.batch.running)
             # Without chunks there is no going back: the rows before the failing one have taken the step.
-            events = self._attempt(self._decode, running, running, self.forward.is_chunkable)
+            with self.pace.writing(running):
+                events = self._attempt(self._decode, running, running, self.forward.is_chunkable)
             self.lineup.admit()
             readers = self.lineup.batch.readers(PREFILL_CHUNK if self.forward.is_chunkable else 0)
-            events += self._attempt(self._read, readers, list(self.lineup.batch.reading))
+            with self.pace.reading(readers, bool(running)) as allowed:
+                events += self._attempt(self._read, allowed, list(self.lineup.batch.reading))
         for event in events:
             if isinstance(event, FinishEvent):
                 del self._rows[event.key]
@@ -211,7 +215,7 @@ class Engine:
         """A chunk of the prompt whose turn it is, and of its neighbours while they are short."""
         if not rows:
             return []
-        size = max(1, PREFILL_CHUNK // len(rows[0].group))
+        size = self.pace.chunk(rows[0], PREFILL_CHUNK, bool(self.lineup.batch.running))
         chunks = [row.unread[:size] if self.forward.is_chunkable else row.unread for row in rows]
         wanted = [row.num_wanted(len(chunk)) for row, chunk in zip(rows, chunks, strict=True)]
         width = max(map(len, chunks))

@@ -39,6 +39,8 @@ class Lineup:
             if any(row.request.is_twin_of(reader.request) for reader in self.batch.reading):
                 continue
             if not self._fits(row):
+                if row.request.is_behind:  # keeps nobody waiting who writes
+                    continue
                 return
             self._take(row)
             self.batch.reading.extend(row.group)
