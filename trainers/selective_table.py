@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,14 +48,14 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def replace_between(path: Path, text: str) -> None:
+def replace_between(path: Path, text: str, marks: tuple[str, str] = (BEGIN, END)) -> None:
     """Puts the text between the marks. Raises InputError where a mark is missing."""
     whole = path.read_text(encoding="utf-8")
-    before, begin, rest = whole.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = whole.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
     if not begin or not end:
-        raise InputError(f"{path} has no marks {BEGIN} and {END} to write between.")
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+        raise InputError(f"{path} has no marks {marks[0]} and {marks[1]} to write between.")
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def section(records: Records, splits: int) -> str:
@@ -81,18 +81,26 @@ def published(records: Records) -> str:
 
 def accuracy_table(records: Records, only: np.ndarray) -> str:
     """Accuracy of the answered at each share, with 95 % bootstrap intervals."""
+    found = {name: records.labelled(name, only=only) for name in records.estimators}
+    table = coverage_table({name: (one.risk, one.is_error) for name, one in found.items()}, COVERAGES)
+    return f"Right among the answered, by share of questions answered:\n\n{table}"
+
+
+def coverage_table(scores: Mapping[str, tuple[np.ndarray, np.ndarray]], coverages: Sequence[float]) -> str:
+    """A row for each score: accuracy at each coverage with a 95 % bootstrap interval.
+
+    Args:
+        scores: name to risk and is_error, (N,) each.
+    """
     rows = []
-    for name in records.estimators:
-        found = records.labelled(name, only=only)
-        drawn = accuracy_band(found.risk, found.is_error, COVERAGES)
+    for name, (risk, is_error) in scores.items():
+        drawn = accuracy_band(risk, is_error, coverages)
         cells = [
             f"{a:.0%} ({low:.0%}-{high:.0%})"
             for a, low, high in zip(drawn.accuracy, drawn.low, drawn.high, strict=True)
         ]
         rows.append([name, *cells])
-    return "Right among the answered, by share of questions answered:\n\n" + _table(
-        ["score", *(f"{coverage:.0%}" for coverage in COVERAGES)], rows
-    )
+    return _table(["score", *(f"{coverage:.0%}" for coverage in coverages)], rows)
 
 
 def certified_table(records: Records, only: np.ndarray, splits: int, seed: int = 0) -> str:
