@@ -1,7 +1,7 @@
 """Weight-only 8-bit linear layers for the CPU. Knows no model beyond its `nn.Linear` layers.
 
 One scale per output row, weights rounded to the nearest of 255 steps, activations untouched: torch's own dynamic
-quantisation also rounds activations, which ruins small models whose activations have outliers.
+quantisation also rounds activations, which costs a small model more than the weights do.
 """
 
 from __future__ import annotations
@@ -9,7 +9,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-FEW_ROWS = 16  # above this, unpacking the weights once and multiplying as usual is faster
+PACKED_ROWS = 8  # rows that the order of a packed copy is chosen for; it serves any number
+FEW_ROWS = 4  # up to so many, the int8 kernel is the fastest; its time grows with every four rows
+MANY_ROWS = 16  # above so many, and without a packed copy, unpacking once and multiplying as usual is faster
+
+
+class Int8Product:
+    """x @ (weight * scale).T by the kernel that is fastest for so many rows.
+
+    Args:
+        weight: (out, in), int8.
+        scale: (out,), in the dtype of x.
+        is_packed: keep the same integers in scale's dtype too, in the order of the CPU's kernels, which take many rows
+            in the time of few. Exact, since bfloat16 holds all integers up to 256.
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor, is_packed: bool = False) -> None:
+        self.weight, self.scale = weight, scale
+        self.packed: Tensor | None = None
+        if is_packed:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(scale.dtype), PACKED_ROWS)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: (N, in) -> (N, out), a new tensor of x's dtype."""
+        few = MANY_ROWS if self.packed is None else FEW_ROWS
+        if len(x) <= few and (self.packed is None or x.dtype != torch.float32):  # whose int8 kernel is slow
+            return torch._weight_int8pack_mm(x.contiguous(), self.weight, self.scale)
+        if self.packed is None:
+            return (x @ self.weight.to(x.dtype).T).mul_(self.scale)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "").mul_(self.scale)
 
 
 class Int8Linear(nn.Module):
@@ -26,11 +54,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in) -> (..., out), in x's dtype."""
-        rows = x.reshape(-1, self.in_features)
-        if rows.shape[0] <= FEW_ROWS:
-            y = torch._weight_int8pack_mm(rows.contiguous(), self.weight_int8, self.scale)
-        else:
-            y = (rows @ self.weight_int8.to(x.dtype).T) * self.scale
+        y = Int8Product(self.weight_int8, self.scale)(x.reshape(-1, self.in_features))
         y = y.view(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias
 

@@ -119,11 +119,34 @@ def test_changed_and_moved_weights_are_followed(is_packed: bool) -> None:
     torch.testing.assert_close(second, expected(model)[0], atol=1e-5, rtol=1e-5)
 
 
-def test_layers_of_another_class_are_called() -> None:
-    model = tiny_model("qwen2").model
+@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize("kind", ["qwen2", "llama3", "qwen3"])
+def test_int8_layers_are_fused_and_say_what_they_say_alone(kind: str, is_packed: bool) -> None:
+    model = tiny_model(kind).model
     quantize_linear_layers(model)
+    want = expected(model)
+    forward = FastForward(model, is_packed)
+    assert all(projection.int8 is not None for projection in forward.weights.projections)
+    attention = model.model.layers[0].self_attn
+    assert forward.weights.blocks[0].qkv.int8.weight.data_ptr() == attention.q_proj.weight_int8.data_ptr()
+    for got, alone, behind in zip(logits_of(forward), want, expected(model), strict=True):
+        torch.testing.assert_close(got, alone, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(behind, alone, atol=1e-5, rtol=1e-5)
+    attention.v_proj.scale.mul_(1.5)
+    assert not torch.allclose(logits_of(forward)[0], want[0], atol=1e-2)
+    torch.testing.assert_close(logits_of(forward)[0], expected(model)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_layers_of_an_unknown_class_are_called() -> None:
+    class Doubled(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * 2
+
+    model = tiny_model("qwen2").model
+    for block in model.model.layers:
+        block.mlp.up_proj.__class__ = Doubled
     forward = FastForward(model)
-    assert not any(projection.is_plain for projection in forward.weights.projections)
+    assert not forward.weights.blocks[0].gate_up.fused and forward.weights.blocks[0].qkv.fused
     for got, want in zip(logits_of(forward), expected(model), strict=True):
         torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
