@@ -1,8 +1,8 @@
 """A Llama-shaped model's weights as our own forward reads them: layers with one input fused into one product.
 
 The fused tensors are the model's own storage: its parameters become views of them, so the model works as before and
-nothing is held twice. Where a CPU has memory to spare, a second copy in the order of its kernels is kept, which makes
-a step half as long again as fast. Knows no cache and no row.
+nothing is held twice. Where a CPU has memory to spare, a second copy in the order of its kernels is kept, and one in 4
+bits where the weights lie on such a grid. Knows no cache and no row.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from transformers import PreTrainedModel
 
 from uqchat.engine.fused_deltas import Part
 from uqchat.engine.memory import free_memory
-from uqchat.int8 import PACKED_ROWS, Int8Linear, Int8Product
+from uqchat.engine.products import FUSED_TENSORS, Product, product_of
 
 FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-FUSED_TENSORS = {nn.Linear: ("weight",), Int8Linear: ("weight_int8", "scale")}  # of the classes known here, with bias
 PACKED_SHARE = 1 / 8  # of the free memory, that a packed copy of the weights may take
 Named = Sequence[tuple[str, nn.Module]]
 
@@ -43,9 +42,7 @@ class Projection:
         self.name = self.parts[0].name
         self.fused = _fusible(self.layers)
         self.is_packed = is_packed and bool(self.fused)
-        self.weight: Tensor | None = None  # (out, in), or packed
-        self.int8: Int8Product | None = None
-        self.bias: Tensor | None = None
+        self.product: Product = self._call_layers
         self._stamps: list[tuple[int, int]] = []
         self.refresh()
 
@@ -57,26 +54,17 @@ class Projection:
             return
         fused = {name: fuse(tensors) for name, tensors in own.items()}
         self._stamps = [self._stamp(tensor) for tensors in own.values() for tensor in tensors]
-        self.bias = fused.get("bias")
-        if "weight_int8" in fused:
-            self.int8 = Int8Product(fused["weight_int8"], fused["scale"], self.is_packed)
-        elif self.is_packed:
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(fused["weight"], PACKED_ROWS)
-        else:
-            self.weight = fused["weight"]
+        if fused:
+            self.product = product_of(fused, self.is_packed)
 
     def _stamp(self, tensor: Tensor) -> tuple[int, int]:
         return tensor.data_ptr(), tensor._version if self.is_packed and not tensor.is_inference() else 0
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (N, in) -> (N, out), a new tensor."""
-        if self.int8 is not None:
-            y = self.int8(x)
-            return y if self.bias is None else y.add_(self.bias)
-        if self.is_packed:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        if self.fused:
-            return F.linear(x, self.weight, self.bias)
+        return self.product(x)
+
+    def _call_layers(self, x: Tensor) -> Tensor:
         outputs = [layer(x) for layer in self.layers]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
