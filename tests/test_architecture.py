@@ -56,6 +56,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "placement",
             "weights",
             "int8",
+            "four_bit",
         ),
         ("grading",),
         ("claims", "claims_*"),
