@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("selective", "selective_*"),
         ("artifacts", "artifact_folders"),
         ("head_check",),
+        ("wrapping",),
         ("policy", "policy_*"),
     ),
     (("estimators", "estimators.*"),),
