@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +40,28 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+SCALINGS: dict[str, dict[str, Any]] = {
+    "linear": {"factor": 2.0},
+    "dynamic": {"factor": 2.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 64},
+    "longrope": {
+        "short_factor": [1.0, 1.1, 1.2, 1.3],
+        "long_factor": [2.0, 2.5, 3.0, 4.0],
+        "original_max_position_embeddings": 64,
+    },
+}
+"""Ways to scale rotary positions; "llama3" has a kind of model of its own."""
+
+
+def _scaled(kind: str, **kw: Any) -> LlamaConfig:
+    return LlamaConfig(
+        num_key_value_heads=2,
+        intermediate_size=64,
+        rope_parameters={"rope_type": kind, "rope_theta": 1000.0, **SCALINGS[kind]},
+        **kw,
+    )
+
+
 CONFIGS: dict[str, Any] = {
     "llama": lambda **kw: LlamaConfig(num_key_value_heads=2, intermediate_size=64, **kw),
     "mistral": lambda **kw: MistralConfig(num_key_value_heads=2, intermediate_size=64, sliding_window=8, **kw),
@@ -66,6 +89,8 @@ CONFIGS: dict[str, Any] = {
         },
         **kw,
     ),
+    "multi-head": lambda **kw: LlamaConfig(num_key_value_heads=4, intermediate_size=64, **kw),
+    **{name: partial(_scaled, name) for name in SCALINGS},
     "qwen2": lambda **kw: Qwen2Config(num_key_value_heads=2, intermediate_size=64, **kw),
     "qwen3": lambda **kw: Qwen3Config(num_key_value_heads=2, intermediate_size=64, head_dim=12, **kw),
     "neox": lambda **kw: GPTNeoXConfig(intermediate_size=64, **kw),

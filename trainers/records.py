@@ -116,6 +116,7 @@ def _record(
         references=tuple(answer.references),
         style=answer.style,
         sample=answer.sample,
+        split=answer.split,
         outside_scope=outside,
         tokens=tokens,
         model=model,

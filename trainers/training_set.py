@@ -226,17 +226,17 @@ def read_parts(
 
 def part_validation(data: TrainingSet, share: float, seed: int) -> tuple[TrainingSet, TrainingSet]:
     """Training and validation part, by question: which side one lies on follows from its id and the seed alone."""
-    is_validation = [_share_of(f"{seed} {row.set} {row.id}") < share for row in data.rows]
+    is_validation = [share_of(f"{seed} {row.set} {row.id}") < share for row in data.rows]
     parts = [[i for i, flag in enumerate(is_validation) if flag is wanted] for wanted in (False, True)]
     return data.subset(parts[0]), data.subset(parts[1])
 
 
 def fold_of(row: AnswerRow, count: int, seed: int) -> int:
     """Which of `count` folds a question belongs to."""
-    return min(int(_share_of(f"fold {seed} {row.set} {row.id}") * count), count - 1)
+    return min(int(share_of(f"fold {seed} {row.set} {row.id}") * count), count - 1)
 
 
-def _share_of(text: str) -> float:
+def share_of(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 

@@ -1,7 +1,8 @@
-"""Weight-only 8-bit linear layers for the CPU. Knows no model beyond its `nn.Linear` layers.
+"""Weight-only linear layers of at most 8 bits for the CPU. Knows no model beyond its `nn.Linear` layers.
 
 One scale per output row, weights rounded to the nearest of 255 steps, activations untouched: torch's own dynamic
-quantisation also rounds activations, which ruins small models whose activations have outliers.
+quantisation also rounds activations, which costs a small model more than the weights do. Weights that lie on a grid of
+16 values already, those of a GGUF file say, keep that grid instead: it loses nothing and is faster.
 """
 
 from __future__ import annotations
@@ -9,7 +10,42 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-FEW_ROWS = 16  # above this, unpacking the weights once and multiplying as usual is faster
+from uqchat.four_bit import BLOCK, Int4Linear, find_grid
+
+PACKED_ROWS = 8  # rows that the order of a packed copy is chosen for; it serves any number
+FEW_ROWS = 4  # up to so many, the int8 kernel is the fastest; its time grows with every four rows
+MANY_ROWS = 16  # above so many, and without a packed copy, unpacking once and multiplying as usual is faster
+
+
+class Int8Product:
+    """x @ (weight * scale).T + bias by the kernel that is fastest for so many rows.
+
+    Args:
+        weight: (out, in), int8.
+        scale: (out,), in the dtype of x.
+        bias: (out,) or None.
+        is_packed: keep the same integers in scale's dtype too, in the order of the CPU's kernels, which take many rows
+            in the time of few. Exact, since bfloat16 holds all integers up to 256.
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None = None, is_packed: bool = False) -> None:
+        self.weight, self.scale, self.bias = weight, scale, bias
+        self.packed: Tensor | None = None
+        if is_packed:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(scale.dtype), PACKED_ROWS)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: (N, in) -> (N, out), a new tensor of x's dtype."""
+        y = self._product(x)
+        return y if self.bias is None else y.add_(self.bias)
+
+    def _product(self, x: Tensor) -> Tensor:
+        few = MANY_ROWS if self.packed is None else FEW_ROWS
+        if len(x) <= few and (self.packed is None or x.dtype != torch.float32):  # whose int8 kernel is slow
+            return torch._weight_int8pack_mm(x.contiguous(), self.weight, self.scale)
+        if self.packed is None:
+            return (x @ self.weight.to(x.dtype).T).mul_(self.scale)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "").mul_(self.scale)
 
 
 class Int8Linear(nn.Module):
@@ -26,13 +62,8 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in) -> (..., out), in x's dtype."""
-        rows = x.reshape(-1, self.in_features)
-        if rows.shape[0] <= FEW_ROWS:
-            y = torch._weight_int8pack_mm(rows.contiguous(), self.weight_int8, self.scale)
-        else:
-            y = (rows @ self.weight_int8.to(x.dtype).T) * self.scale
-        y = y.view(*x.shape[:-1], self.out_features)
-        return y if self.bias is None else y + self.bias
+        product = Int8Product(self.weight_int8, self.scale, self.bias)
+        return product(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
 
 
 def quantize_linear_layers(model: nn.Module) -> None:
@@ -40,4 +71,10 @@ def quantize_linear_layers(model: nn.Module) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
-                setattr(parent, name, Int8Linear(child))
+                setattr(parent, name, _quantized(child))
+
+
+def _quantized(linear: nn.Linear) -> nn.Module:
+    # Layers of other heights could not be fused: the kernel keeps 64 rows together.
+    grid = find_grid(linear.weight) if linear.out_features % BLOCK == 0 else None
+    return Int8Linear(linear) if grid is None else Int4Linear(linear, grid)

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tests.engine.test_decode import drain, generated, greedy, ids_of
 from tests.random_adapters import dense, low_rank, merged
-from tests.tiny import tiny_model
+from tests.tiny import SCALINGS, tiny_model
 from uqchat.engine import fast_weights
 from uqchat.engine.adapters import Adapter, AdapterSet
 from uqchat.engine.choose_forward import choose_forward
 from uqchat.engine.decode import Engine
 from uqchat.engine.fast_attention import attend, fold_mask
 from uqchat.engine.fast_forward import FastForward
-from uqchat.int8 import quantize_linear_layers
+from uqchat.four_bit import Int4Linear, Int4Product
+from uqchat.int8 import Int8Product, quantize_linear_layers
+from uqchat.types import Signals
 
-FAMILY = ["llama", "llama3", "mistral", "qwen2", "qwen3", "mixed"]
+FAMILY = ["llama", "multi-head", "llama3", "mistral", "qwen2", "qwen3", "mixed", *SCALINGS]
 PROMPTS = [[5, 9, 2, 44, 17, 8, 3, 3, 90, 14, 6], [7, 1, 60]]
 
 
@@ -55,6 +59,34 @@ def test_it_is_chosen_for_the_family_and_its_greedy_ids_equal_generate(kind: str
     assert [[s.token_id for s in row] for row in rows] == [generated(engine, p, 20) for p in prompts]
 
 
+def test_every_way_to_scale_rotary_positions_is_among_the_tiny_models() -> None:
+    """ "proportional" is for rotary positions of a part of each head, which no model of the family has."""
+    assert {*SCALINGS, "llama3"} == set(ROPE_INIT_FUNCTIONS) - {"proportional"}
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_signals_of_both_forwards_agree(kind: str) -> None:
+    """Hidden states of all layers, windows of attention and scores, of a prompt and of what follows it."""
+    loaded = tiny_model(kind)
+    wanted = Signals(top_n=5, entropy=True, hidden_layers=(0, 1, 2), attention_lags=4, prompt_rows=True)
+    rows = []
+    for is_fast in (True, False):
+        engine = Engine(loaded.model, loaded.tokenizer, choose_forward(loaded.model, is_fast).forward)
+        requests = [replace(greedy(ids_of(engine, text), 8), signals=wanted) for text in ("a few words", "b")]
+        rows.append(drain(engine, *requests)[0])
+    for ours, theirs in zip(*rows, strict=True):
+        assert [step.token_id for step in ours] == [step.token_id for step in theirs]
+        for own, other in zip(ours, theirs, strict=True):
+            assert own.entropy == pytest.approx(other.entropy, abs=1e-5)
+            torch.testing.assert_close(own.signals.attention, other.signals.attention, atol=1e-5, rtol=0)
+            for layer, states in own.signals.hidden.items():
+                torch.testing.assert_close(states, other.signals.hidden[layer], atol=1e-5, rtol=1e-5)
+        before, expected_before = ours[0].signals.prompt, theirs[0].signals.prompt
+        assert (before is None) == (expected_before is None)
+        if before is not None:
+            torch.testing.assert_close(before.attention, expected_before.attention, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize(("kind", "reason"), [("gpt2", "GPT2LMHeadModel is not one of"), ("mamba", "One row at a")])
 def test_other_models_run_by_their_own_code_and_the_note_says_why(kind: str, reason: str) -> None:
     choice = choose_forward(tiny_model(kind).model)
@@ -85,11 +117,14 @@ def test_fused_weights_are_the_models_own_storage() -> None:
     weights = FastForward(model, is_packed=False).weights
     block, layer = weights.blocks[0], model.model.layers[0]
     for projection, first in ((block.qkv, layer.self_attn.q_proj), (block.gate_up, layer.mlp.gate_proj)):
-        assert projection.weight.data_ptr() == first.weight.data_ptr()
-        assert projection.weight.nbytes == sum(part.weight.nbytes for part in projection.layers)
+        assert projection.product.weight.data_ptr() == first.weight.data_ptr()
+        assert projection.product.weight.nbytes == sum(part.weight.nbytes for part in projection.layers)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(torch.equal(a, b) for a, b in zip(expected(model), logits, strict=True))
-    assert FastForward(model, is_packed=False).weights.blocks[0].qkv.weight.data_ptr() == block.qkv.weight.data_ptr()
+    assert (
+        FastForward(model, is_packed=False).weights.blocks[0].qkv.product.weight.data_ptr()
+        == block.qkv.product.weight.data_ptr()
+    )
 
 
 def test_the_model_can_still_be_saved_copied_and_trained(tmp_path: Path) -> None:
@@ -119,11 +154,92 @@ def test_changed_and_moved_weights_are_followed(is_packed: bool) -> None:
     torch.testing.assert_close(second, expected(model)[0], atol=1e-5, rtol=1e-5)
 
 
-def test_layers_of_another_class_are_called() -> None:
-    model = tiny_model("qwen2").model
+@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize("kind", ["qwen2", "llama3", "qwen3"])
+def test_int8_layers_are_fused_and_say_what_they_say_alone(kind: str, is_packed: bool) -> None:
+    model = tiny_model(kind).model
     quantize_linear_layers(model)
+    want = expected(model)
+    forward = FastForward(model, is_packed)
+    assert all(isinstance(projection.product, Int8Product) for projection in forward.weights.projections)
+    attention = model.model.layers[0].self_attn
+    assert forward.weights.blocks[0].qkv.product.weight.data_ptr() == attention.q_proj.weight_int8.data_ptr()
+    for got, alone, behind in zip(logits_of(forward), want, expected(model), strict=True):
+        torch.testing.assert_close(got, alone, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(behind, alone, atol=1e-5, rtol=1e-5)
+    attention.v_proj.scale.mul_(1.5)
+    assert not torch.allclose(logits_of(forward)[0], want[0], atol=1e-2)
+    torch.testing.assert_close(logits_of(forward)[0], expected(model)[0], atol=1e-4, rtol=1e-4)
+
+
+def put_on_grid(model: nn.Module) -> None:
+    """Round every block's weights to 16 levels, as reading a GGUF file's Q4_1 leaves them."""
+    for layer in model.modules():
+        if type(layer) is nn.Linear and layer is not model.lm_head:
+            blocks = layer.weight.view(len(layer.weight), -1, 32)
+            low, high = blocks.amin(-1, keepdim=True), blocks.amax(-1, keepdim=True)
+            step = (high - low) / 15
+            layer.weight.copy_((((blocks - low) / step).round() * step + low).view_as(layer.weight))
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama3"])
+def test_weights_on_a_grid_of_16_values_are_multiplied_in_4_bits(kind: str) -> None:
+    """In float32 a model says the same to the rounding of sums; in bfloat16 it differs no more than the rounding."""
+    model = tiny_model(kind).model
+    put_on_grid(model)
+    want = expected(model)
+    rounded = copy.deepcopy(model).bfloat16()
+    usual = expected(copy.deepcopy(rounded))
+    forward = FastForward(rounded, is_packed=True)
+    products = [projection.product for projection in forward.weights.projections]
+    assert all(isinstance(product, Int4Product) for product in products[:-1])
+    assert not isinstance(products[-1], Int4Product)
+    for product in products[:-1]:
+        product.few = 100
+    for got, other, exact in zip(logits_of(forward), usual, want, strict=True):
+        ours, its_own = (got.float() - exact).square().mean(), (other.float() - exact).square().mean()
+        assert ours < 4 * its_own
+    assert not any(isinstance(p.product, Int4Product) for p in FastForward(model, True).weights.projections)
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_int8_keeps_a_grid_of_16_values(is_packed: bool) -> None:
+    model = wide_model()
+    put_on_grid(model)
+    want = expected(model)
+    quantize_linear_layers(model)
+    assert type(model.model.layers[0].mlp.up_proj) is Int4Linear
+    forward = FastForward(model, is_packed)
+    assert all(isinstance(p.product, Int4Product) for p in forward.weights.projections[:-1])
+    for got, alone, exact in zip(logits_of(forward), expected(model), want, strict=True):
+        torch.testing.assert_close(got, alone, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(got, exact, atol=0.1, rtol=0.1)  # only the output layer has been rounded
+
+
+def wide_model() -> nn.Module:
+    """Heights of all layers are multiples of 64."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=100,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+    )
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+def test_layers_of_an_unknown_class_are_called() -> None:
+    class Doubled(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * 2
+
+    model = tiny_model("qwen2").model
+    for block in model.model.layers:
+        block.mlp.up_proj.__class__ = Doubled
     forward = FastForward(model)
-    assert not any(projection.is_plain for projection in forward.weights.projections)
+    assert not forward.weights.blocks[0].gate_up.fused and forward.weights.blocks[0].qkv.fused
     for got, want in zip(logits_of(forward), expected(model), strict=True):
         torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 

@@ -158,3 +158,15 @@ def test_cards_get_held_out_figures_beside_entropy_and_a_second_report_takes_the
     assert f"| {value:.3f} [" in line and f"| {other:.3f} [" in line and line.endswith("over entropy |")
     assert text.startswith("# Good\n\n| Seed | 0 |\n") and text.count("## On held-out questions") == 1
     assert main([*arguments[:-1], str(tmp_path)]) == 1
+
+
+def test_lines_of_one_answer_from_several_files_are_one_answer(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    line = {"key": "q1", "set": "a", "is_error": True}
+    first.write_text(json.dumps(line | {"risks": {"x": 1.0}}) + "\n")
+    second.write_text(
+        json.dumps(line | {"risks": {"y": 2.0}}) + "\n" + json.dumps(line | {"key": "q2", "risks": {"y": 3.0}}) + "\n"
+    )
+    graded = read_graded([first, second])
+    assert graded.raw["x"].tolist()[:1] == [1.0] and np.isnan(graded.raw["x"][1])
+    assert graded.raw["y"].tolist() == [2.0, 3.0]

@@ -77,7 +77,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Attended
     """Each key head is a sequence of its own to the kernel, so that its group reads it without a copy."""
     batch, length, heads, size = query.shape
     groups = heads // key.shape[1]
-    own = _folded(query, key.shape[1]).view(-1, groups, length, size)  # (B * Hkv, G, T, D)
+    own = _folded(query, key.shape[1]).reshape(-1, groups, length, size)  # (B * Hkv, G, T, D)
     key, value = (states.flatten(0, 1)[:, None].expand(-1, groups, -1, -1) for states in (key, value))
     out, lse = flash(own, key, value, True, None, scale)
     out = out.view(batch, -1, groups, length, size).permute(0, 3, 1, 2, 4)

@@ -1,8 +1,8 @@
 """A Llama-shaped model's weights as our own forward reads them: layers with one input fused into one product.
 
 The fused tensors are the model's own storage: its parameters become views of them, so the model works as before and
-nothing is held twice. Where a CPU has memory to spare, a second copy in the order of its kernels is kept, which makes
-a step half as long again as fast. Knows no cache and no row.
+nothing is held twice. Where a CPU has memory to spare, a second copy in the order of its kernels is kept, and one in 4
+bits where the weights lie on such a grid. Knows no cache and no row.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from transformers import PreTrainedModel
 
 from uqchat.engine.fused_deltas import Part
 from uqchat.engine.memory import free_memory
+from uqchat.engine.products import FUSED_TENSORS, Product, product_of
 
 FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-PACKED_ROWS = 8  # rows that the packed order is chosen for; it serves one as well
 PACKED_SHARE = 1 / 8  # of the free memory, that a packed copy of the weights may take
 Named = Sequence[tuple[str, nn.Module]]
 
 
 class Projection:
-    """Linear layers with the same input as one product; layers of another class, quantised ones say, are called.
+    """Linear layers with the same input as one product; layers of a class unknown here are called.
 
     Args:
         layers: (name in the model, module), in the order of the output.
@@ -40,33 +40,31 @@ class Projection:
             Part(name, end - size, end) for (name, _), size, end in zip(layers, sizes, ends, strict=True)
         )
         self.name = self.parts[0].name
-        self.is_plain = _is_plain(self.layers)
-        self.is_packed = is_packed and self.is_plain
-        self.weight: Tensor | None = None  # (out, in), or packed
-        self.bias: Tensor | None = None
+        self.fused = _fusible(self.layers)
+        self.is_packed = is_packed and bool(self.fused)
+        self.product: Product = self._call_layers
         self._stamps: list[tuple[int, int]] = []
         self.refresh()
 
     def refresh(self) -> None:
         """Read the weights anew if the model's have been moved or, where a copy is kept, changed since."""
-        if not self.is_plain:
-            return
-        parameters = [p for layer in self.layers for p in (layer.weight, layer.bias) if p is not None]
-        stamps = [(p.data_ptr(), p._version if self.is_packed and not p.is_inference() else 0) for p in parameters]
+        own = {name: [getattr(layer, name) for layer in self.layers] for name in self.fused}
+        stamps = [self._stamp(tensor) for tensors in own.values() for tensor in tensors]
         if stamps == self._stamps:
             return
-        self.weight = fuse([layer.weight for layer in self.layers])
-        self.bias = None if self.layers[0].bias is None else fuse([layer.bias for layer in self.layers])
-        self._stamps = [(p.data_ptr(), stamp[1]) for p, stamp in zip(parameters, stamps, strict=True)]
-        if self.is_packed:
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, PACKED_ROWS)
+        fused = {name: fuse(tensors) for name, tensors in own.items()}
+        self._stamps = [self._stamp(tensor) for tensors in own.values() for tensor in tensors]
+        if fused:
+            self.product = product_of(fused, self.is_packed)
+
+    def _stamp(self, tensor: Tensor) -> tuple[int, int]:
+        return tensor.data_ptr(), tensor._version if self.is_packed and not tensor.is_inference() else 0
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (N, in) -> (N, out), a new tensor."""
-        if self.is_packed:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        if self.is_plain:
-            return F.linear(x, self.weight, self.bias)
+        return self.product(x)
+
+    def _call_layers(self, x: Tensor) -> Tensor:
         outputs = [layer(x) for layer in self.layers]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
@@ -79,49 +77,53 @@ def can_pack(model: PreTrainedModel) -> bool:
         return False
     if model.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
-    size = sum(module.weight.nbytes for module in model.modules() if type(module) is nn.Linear)
+    layers = [module for module in model.modules() if type(module) in FUSED_TENSORS]
+    size = sum(layer.in_features * layer.out_features * model.dtype.itemsize for layer in layers)
     return 0 < size <= free_memory(model.device) * PACKED_SHARE
 
 
-def fuse(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """One tensor that holds the parameters one after another along their first dimension; they become views of it.
+def fuse(tensors: Sequence[Tensor]) -> Tensor:
+    """One tensor that holds the others one after another along their first dimension; they become views of it.
 
-    Parameters that lie so already, from an earlier call, are not moved.
+    Tensors that lie so already, from an earlier call, are not moved.
     """
-    if len(parameters) == 1:
-        return parameters[0].detach()
-    first = parameters[0].detach()
-    shape = (sum(len(p) for p in parameters), *first.shape[1:])
-    if _lie_in_a_row(parameters):
+    if len(tensors) == 1:
+        return tensors[0].detach()
+    first = tensors[0].detach()
+    shape = (sum(len(t) for t in tensors), *first.shape[1:])
+    if _lie_in_a_row(tensors):
         return first.as_strided(shape, first.stride())
     with torch.inference_mode(False), torch.no_grad():
-        fused = torch.cat([p.detach() for p in parameters])
+        fused = torch.cat([t.detach() for t in tensors])
         start = 0
-        for parameter in parameters:
-            parameter.data = fused[start : start + len(parameter)]
-            start += len(parameter)
+        for tensor in tensors:
+            tensor.data = fused[start : start + len(tensor)]
+            start += len(tensor)
     return fused
 
 
-def _lie_in_a_row(parameters: Sequence[Tensor]) -> bool:
-    end = parameters[0].data_ptr()
-    for parameter in parameters:
-        is_next = parameter.data_ptr() == end and parameter.is_contiguous()
-        if not is_next or parameter.untyped_storage().data_ptr() != parameters[0].untyped_storage().data_ptr():
+def _lie_in_a_row(tensors: Sequence[Tensor]) -> bool:
+    end = tensors[0].data_ptr()
+    for tensor in tensors:
+        is_next = tensor.data_ptr() == end and tensor.is_contiguous()
+        if not is_next or tensor.untyped_storage().data_ptr() != tensors[0].untyped_storage().data_ptr():
             return False
-        end += parameter.nbytes
+        end += tensor.nbytes
     return True
 
 
-def _is_plain(layers: Sequence[nn.Module]) -> bool:
-    first = layers[0]
-    return all(
-        type(layer) is nn.Linear
-        and layer.weight.dtype == first.weight.dtype
-        and layer.weight.device == first.weight.device
-        and (layer.bias is None) == (first.bias is None)
-        for layer in layers
-    )
+def _fusible(layers: Sequence[nn.Module]) -> tuple[str, ...]:
+    """Names of the tensors of these layers that can be fused; empty where the layers are to be called."""
+    first, names = layers[0], FUSED_TENSORS.get(type(layers[0]), ())
+    has_bias = bool(names) and first.bias is not None
+    for layer in layers:
+        if type(layer) is not type(first) or not names or (layer.bias is not None) != has_bias:
+            return ()
+        for name in names:
+            own, known = getattr(layer, name), getattr(first, name)
+            if own.dtype != known.dtype or own.device != known.device:
+                return ()
+    return (*names, "bias") if has_bias else names
 
 
 class Norm:

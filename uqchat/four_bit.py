@@ -1,0 +1,116 @@
+"""Weights whose every block of 32 lies on 16 evenly spaced values, as in a GGUF file's Q4_1: found again, kept so.
+
+A model read from such a file is unpacked to full precision first. Its 4 bits, and the CPU's kernel for them, give the
+same products up to the rounding of a scale, which is no more than that of a bfloat16 weight, from a quarter of the
+bytes. Knows no model and no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+GROUP = 32  # weights that share a scale and an offset
+BLOCK = 64  # rows that torch's kernel keeps together
+STEPS = 15  # from the lowest to the highest value of a block
+OFF_GRID = 0.1  # of a step, that a value may lie beside the grid; bfloat16 moves it by up to 0.04, chance by 0.5
+PROBE_ROWS = 4  # that are looked at first: most weights that lie on no grid are known by them
+FEW_ROWS = 4  # up to so many, the 4-bit kernel is the fastest; its time grows with every four rows
+MANY_ROWS = 16  # above so many, unpacking once and multiplying as usual is faster
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A weight, (out, in), as levels from 0 to 15 of its blocks of 32."""
+
+    levels: Tensor  # (out, in / 2), uint8, the even columns in the lower half of each byte
+    scale_and_middle: Tensor  # (out, in / 32, 2), a block's step, and its value at level 8
+
+    def unpacked(self) -> Tensor:
+        """(out, in), in the dtype of the scales."""
+        levels = torch.stack((self.levels & 15, self.levels >> 4), dim=-1).view(len(self.levels), -1, GROUP)
+        scale, middle = self.scale_and_middle.float().split(1, dim=-1)
+        weight = torch.addcmul(middle, levels.float().sub_(8), scale)
+        return weight.view(len(levels), -1).to(self.scale_and_middle.dtype)
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x @ weight.T + bias, by unpacking first: (N, in) -> (N, out)."""
+        return F.linear(x, self.unpacked(), bias)
+
+    def in_kernel_order(self) -> Tensor:
+        """(out, in / 2), uint8, for `Int4Product`."""
+        levels = torch.stack((self.levels & 15, self.levels >> 4), dim=-1).view(len(self.levels), -1)
+        return torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels.to(torch.int32), 1)
+
+
+def find_grid(weight: Tensor) -> Grid | None:
+    """The grid that a weight lies on, or None.
+
+    Args:
+        weight: (out, in), of any floating-point dtype.
+    """
+    is_possible = weight.device.type == "cpu" and weight.shape[0] % 16 == 0 and weight.shape[1] % GROUP == 0
+    if not is_possible or _grid_of(weight[:PROBE_ROWS]) is None:
+        return None
+    return _grid_of(weight)
+
+
+def _grid_of(weight: Tensor) -> Grid | None:
+    blocks = weight.detach().float().view(len(weight), -1, GROUP)
+    low, high = torch.aminmax(blocks, dim=-1, keepdim=True)  # (out, in / 32, 1)
+    step = (high - low) / STEPS
+    exact = (blocks - low).div_(step.clamp_min(torch.finfo(torch.float32).tiny))
+    levels = exact.round()
+    if (exact.sub_(levels).abs_() > OFF_GRID).any():
+        return None
+    pairs = levels.to(torch.uint8).view(len(weight), -1, 2)
+    return Grid(pairs[..., 0] | pairs[..., 1] << 4, torch.cat((step, low + 8 * step), dim=-1).to(weight.dtype))
+
+
+class Int4Product:
+    """x @ weight.T + bias: few rows by the 4-bit kernel, more of them by `many`.
+
+    Args:
+        weight: (out, in / 2), uint8, in the order of torch's kernel.
+        scale_and_middle: as a `Grid` has them.
+        bias: (out,) or None.
+        many: the same product by other means, bias included.
+        few: rows up to which the kernel is used.
+    """
+
+    def __init__(
+        self, weight: Tensor, scale_and_middle: Tensor, bias: Tensor | None, many: Callable[[Tensor], Tensor], few: int
+    ) -> None:
+        self.weight, self.bias, self.many, self.few = weight, bias, many, few
+        self._scales = scale_and_middle.transpose(0, 1).contiguous()  # (in / 32, out, 2)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: (N, in) -> (N, out), a new tensor; x in the dtype of the scales."""
+        if len(x) > self.few:
+            return self.many(x)
+        y = torch.ops.aten._weight_int4pack_mm_for_cpu(x.contiguous(), self.weight, GROUP, self._scales)
+        return y if self.bias is None else y.add_(self.bias)
+
+
+class Int4Linear(nn.Module):
+    """A linear layer on a grid, in one byte a weight: half of it for the kernel, half in order of columns."""
+
+    def __init__(self, linear: nn.Linear, grid: Grid) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.register_buffer("weight_int4", grid.in_kernel_order())
+        self.register_buffer("levels", grid.levels)
+        self.register_buffer("scale_and_middle", grid.scale_and_middle)
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., in) -> (..., out), in x's dtype."""
+        grid = Grid(self.levels, self.scale_and_middle)
+        many = partial(grid.linear, bias=self.bias)
+        product = Int4Product(self.weight_int4, self.scale_and_middle, self.bias, many, MANY_ROWS)
+        return product(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
