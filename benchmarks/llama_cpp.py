@@ -73,7 +73,6 @@ def main(repeats: int) -> None:
     prompt = models["bf16"].tokenizer.apply_chat_template(
         [{"role": "user", "content": PROMPT}], add_generation_prompt=True, return_dict=False
     )
-    rows = []
     with llama(python, gguf, list(prompt)) as ask:
         for count in COUNTS:
             arms = {f"llama.cpp {mode}": (lambda mode=mode, n=count: ask(mode, n)) for mode in ("plain", "logprobs")}
@@ -82,7 +81,7 @@ def main(repeats: int) -> None:
                 for name, model in models.items()
                 for estimator in ESTIMATORS
             }
-            rates = interleave(arms, repeats)
+            rates, rows = interleave(arms, repeats), []
             for name in FORMATS:
                 for estimator in ESTIMATORS:
                     claim = f"`stream` in {name} with {estimator} against llama.cpp, {count} tokens"
@@ -90,7 +89,7 @@ def main(repeats: int) -> None:
                         arm, other = f"{name} {estimator}", f"llama.cpp {mode}"
                         pair = {arm: rates[arm], other: rates[other]}
                         rows.append(compare(f"{claim}, {text} log-probabilities", pair, arm, other, bar, "tokens/s"))
-    save("llama_cpp", rows, {"prompt": len(prompt), "repeats": repeats, "gguf": gguf.name})
+            save(f"llama_cpp_{count}", rows, {"prompt": len(prompt), "repeats": repeats, "gguf": gguf.name})
     for model in models.values():
         model.close()
 
