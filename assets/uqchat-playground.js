@@ -15,7 +15,7 @@
   let rank = 0; // how many of its answers are answered
   let timer = 0;
   let frame = 0;
-  let costs = { wrong: 1, refusal: 0.25, withheld: 0 };
+  let costs = { wrong: 1, refusal: 0.25, withheld: 0, hand_over: null };
 
   const q = (selector, root = board) => root.querySelector(selector);
   const percent = (share) => (share === null || Number.isNaN(share) ? "–" : `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`);
@@ -59,7 +59,8 @@
 
   function costAt(one, k) {
     const c = counts(one, k);
-    const total = c.wrongAnswered * costs.wrong + c.declined * costs.refusal + c.rightWithheld * costs.withheld;
+    const declining = costs.hand_over ?? costs.refusal;
+    const total = c.wrongAnswered * costs.wrong + c.declined * declining + c.rightWithheld * costs.withheld;
     return one.count ? total / one.count : 0;
   }
 
@@ -154,10 +155,54 @@
       button.setAttribute("aria-pressed", one === curve ? "true" : "false");
       const mark = svg("svg", { width: 26, height: 10, "aria-hidden": "true" }, button);
       svg("line", { x1: 0, x2: 26, y1: 5, y2: 5, class: `uq-pg-line uq-pg-c${one.index % 8}`, "stroke-dasharray": one.dash }, mark);
-      button.append(data.curves.every((other) => other.run === one.run) ? one.estimator : one.key);
+      button.append(nameOf(one));
       button.addEventListener("click", () => choose(one.key));
       host.append(button);
     }
+  }
+
+  // ---- all curves side by side
+
+  const COLUMNS = [
+    ["Curve", (one) => nameOf(one)],
+    ["AUROC", (one) => figure(one.quality?.auroc), "probability that a wrong answer has more risk than a right one"],
+    ["PRR", (one) => figure(one.quality?.prr), "prediction rejection ratio: 0 random, 1 perfect"],
+    ["AURC", (one) => figure(one.quality?.aurc), "mean share of wrong ones over all coverages; lower is better"],
+    ["E-AURC", (one) => figure(one.quality?.e_aurc), "the same above a perfect order; 0 is perfect"],
+    ["AUARC", (one) => figure(one.quality?.auarc), "mean accuracy over all coverages"],
+    ["Certified", (one) => (one.certifiedRank === null ? "none" : `${percent(one.certifiedRank / one.count)} answered`), "share answered at the certified threshold"],
+    ["Cheapest", (one) => cheapest(one), "share answered, and cost of a question, at the threshold of least cost"],
+  ];
+
+  const figure = (value) => (value === undefined || value === null ? "–" : value.toFixed(3));
+  const nameOf = (one) => (data.curves.every((other) => other.run === one.run) ? one.estimator : one.key);
+
+  function cheapest(one) {
+    const k = best(one, (rank) => costAt(one, rank));
+    return `${percent(one.count ? k / one.count : 0)} answered, ${costAt(one, k).toFixed(3)}`;
+  }
+
+  function drawScores() {
+    const table = document.createElement("table");
+    const head = table.createTHead().insertRow();
+    for (const [title, , words] of COLUMNS) {
+      const cell = document.createElement("th");
+      cell.scope = "col";
+      cell.textContent = title;
+      if (words) cell.title = words;
+      head.append(cell);
+    }
+    const body = table.createTBody();
+    for (const one of data.curves) {
+      const row = body.insertRow();
+      if (one === curve) row.className = "uq-pg-this";
+      COLUMNS.forEach(([, value], i) => {
+        const cell = i ? row.insertCell() : row.appendChild(document.createElement("th"));
+        if (!i) cell.scope = "row";
+        cell.textContent = value(one);
+      });
+    }
+    q(".uq-pg-scores .uq-pg-scroll").replaceChildren(table);
   }
 
   function histogram() {
@@ -253,7 +298,7 @@
   }
 
   function settle() {
-    if (curve && send) send("select", { action: "settle", curve: curve.key, rank });
+    if (curve && send) send("select", { action: "settle", curve: curve.key, rank, costs });
   }
 
   function choose(key) {
@@ -271,6 +316,7 @@
     const slider = q(".uq-pg-slider");
     slider.max = curve.count;
     drawLegend();
+    drawScores();
     drawCurves();
     histogram();
     reliability();
@@ -307,7 +353,9 @@
     if (event.target.matches?.(".uq-pg-slider")) setRank(Number(event.target.value));
     const name = event.target.dataset?.cost;
     if (name) {
-      costs = { ...costs, [name]: Math.max(0, Number(event.target.value) || 0) };
+      const given = event.target.value.trim();
+      costs = { ...costs, [name]: given === "" && name === "hand_over" ? null : Math.max(0, Number(given) || 0) };
+      drawScores();
       follow();
     }
   }
@@ -387,7 +435,7 @@
         const button = event.target.closest?.("button[data-row]");
         if (button) trigger("select", { action: "open", row: Number(button.dataset.row) });
       }),
-    position: () => (curve ? JSON.stringify({ curve: curve.key, rank }) : ""),
+    position: () => (curve ? JSON.stringify({ curve: curve.key, rank, costs }) : ""),
     download: () => document.querySelector("#uq-pg-download")?.click(),
   };
 })();

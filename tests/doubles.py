@@ -296,6 +296,19 @@ class ScriptedHost:
         """As `LanguageModel.score`."""
         return self.language_model.score(*args, **kwargs)
 
+    @property
+    def name(self) -> str:
+        """As `ModelHost.name`."""
+        return self.language_model.name
+
+    def answers(self, list_of_messages: Sequence[Any], *args: Any) -> list[Answer]:
+        """As `LanguageModel.answers`, one after the other."""
+        return [_drained(self.stream(messages, *args)) for messages in list_of_messages]
+
+    def scores(self, list_of_messages: Sequence[Any], answers: Sequence[str], *args: Any) -> list[Answer]:
+        """As `LanguageModel.scores`, one after the other."""
+        return [self.score(*pair, *args) for pair in zip(list_of_messages, answers, strict=True)]
+
     def release(self) -> None:
         """Lets a held answer go on."""
         self.language_model.release()
@@ -319,6 +332,14 @@ class ScriptedHost:
 
     def close(self) -> None:
         """Nothing to free."""
+
+
+def _drained(stream: Generator[ScoredToken, None, Answer]) -> Answer:
+    while True:
+        try:
+            next(stream)
+        except StopIteration as end:
+            return end.value
 
 
 def wait_until(condition: Callable[[], bool], timeout: float = 10.0) -> None:

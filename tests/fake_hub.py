@@ -1,6 +1,7 @@
 """A Hub on this machine: repositories in memory, with gates, cuts in the middle of a file, and resuming.
 
-It answers what `huggingface_hub` asks: model info, HEAD and GET of files.
+It answers what `huggingface_hub` asks: info of models and data sets, their trees, HEAD and GET of files. Data sets are
+kept under "datasets/owner/name".
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ class Repository:
         if is_large(name):
             entry["lfs"] = {"size": size, "sha256": _sha(content), "pointerSize": 134}
         return entry
+
+    def leaf(self, name: str) -> dict[str, object]:
+        """The file as a tree lists it."""
+        return {"type": "file", "path": name, "size": len(self.files[name]), "oid": _git_key(self.files[name])}
 
 
 @dataclass
@@ -74,6 +79,19 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._serve(has_body=False)
 
+    def do_POST(self) -> None:
+        """Information about some of the files."""
+        path = unquote(urlsplit(self.path).path)
+        asked = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+        self.owner.requests.append((self.command, path, asked))
+        repo_id, _, rest = path.removeprefix("/api/").partition("/paths-info/")
+        repository = self.owner.repositories.get(repo_id)
+        if repository is None or not rest:
+            return self._error(404, "RepoNotFound")
+        names = [unquote(part.partition("=")[2]) for part in asked.split("&")] if "paths=" in asked else []
+        names = names or list(json.loads(asked)["paths"])
+        self._json([repository.leaf(name) for name in names if name in repository.files])
+
     def log_message(self, *_args: object) -> None:
         """Silent."""
 
@@ -82,8 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.owner.requests.append((self.command, path, self.headers.get("Range", "")))
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         self.owner.tokens.append(token)
-        if path.startswith("/api/models/"):
-            return self._info(path.removeprefix("/api/models/").split("/revision/")[0])
+        if path.startswith("/api/"):
+            return self._api(path.removeprefix("/api/").removeprefix("models/"))
         repo_id, _, rest = path[1:].partition("/resolve/")
         repository = self.owner.repositories.get(repo_id)
         name = rest.partition("/")[2]
@@ -95,12 +113,20 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(404, "EntryNotFound")
         return self._file(repository.files[name], name, has_body)
 
-    def _info(self, repo_id: str) -> None:
+    def _api(self, path: str) -> None:
+        repo_id, _, folder = path.partition("/tree/")
+        repo_id = repo_id.split("/revision/")[0]
         repository = self.owner.repositories.get(repo_id)
         if repository is None:
             return self._error(404, "RepoNotFound")
+        if "/tree/" in path:
+            return self._json([repository.leaf(name) for name in repository.files] if "/" not in folder else [])
         siblings = [repository.entry(name) for name in repository.files]
-        body = json.dumps({"id": repo_id, "sha": COMMIT, "siblings": siblings, "private": False}).encode()
+        name = repo_id.removeprefix("datasets/")
+        self._json({"id": name, "sha": COMMIT, "siblings": siblings, "private": False, "tags": [], "downloads": 0})
+
+    def _json(self, found: object) -> None:
+        body = json.dumps(found).encode()
         self._head(200, {"Content-Type": "application/json", "Content-Length": str(len(body))})
         self.wfile.write(body)
 

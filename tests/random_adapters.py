@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from uqchat.engine.adapters import Adapter, Dense, LowRank, linear_size
+from uqchat.engine.adapters import Adapter, Dense, InputScale, LowRank, linear_size
 
 
 def named_layers(model: nn.Module, ends: tuple[str, ...]) -> list[str]:
@@ -32,6 +32,13 @@ def dense(model: nn.Module, name: str, ends: tuple[str, ...], size: float = 0.3)
     return Adapter(name, {key: Dense(torch.randn(*shape, generator=generator) * size) for key, shape in sizes.items()})
 
 
+def masks(model: nn.Module, name: str, ends: tuple[str, ...], rate: float = 0.2) -> Adapter:
+    generator = torch.Generator().manual_seed(5)
+    sizes = {layer: linear_size(model.get_submodule(layer))[1] for layer in named_layers(model, ends)}
+    kept = {layer: (torch.rand(size, generator=generator) >= rate).float() for layer, size in sizes.items()}
+    return Adapter(name, {layer: InputScale(one / (1 - rate)) for layer, one in kept.items()})
+
+
 def change_of(delta: LowRank | Dense) -> Tensor:
     """(out, in), by the definition."""
     return delta.weight if isinstance(delta, Dense) else delta.scale * delta.b @ delta.a
@@ -41,7 +48,11 @@ def merged(model: nn.Module, adapter: Adapter | None) -> nn.Module:
     """A copy of the model whose weights hold the adapter."""
     model = copy.deepcopy(model)
     for name, delta in (adapter.deltas if adapter else {}).items():
-        layer, change = model.get_submodule(name), change_of(delta)
+        layer = model.get_submodule(name)
+        if isinstance(delta, InputScale):
+            layer.weight *= delta.factor
+            continue
+        change = change_of(delta)
         layer.weight += change.T if isinstance(layer, Conv1D) else change
     return model
 

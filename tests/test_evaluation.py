@@ -110,12 +110,22 @@ def test_the_likeliest_reference_is_the_answer(tmp_path: Path) -> None:
     ]
 
 
+def test_a_long_reference_wins_by_its_mean_and_loses_by_its_sum(tmp_path: Path) -> None:
+    """Three tokens of -1.0 each against one of -2.0: -3.0 < -2.0 summed, -1.0 > -2.0 on the mean."""
+    asked = [question("a", references=("It is Paris",), incorrect=("Nothing",))]
+    model = KnowsSome({}, {"It is Paris": -1.0, "Nothing": -2.0})
+    for likelihood, is_error in (("sum", True), ("mean", False)):
+        plan = replace(PLAN, kind="references", likelihood=likelihood)
+        row = evaluate(model, asked, plan, tmp_path / f"{likelihood}.parquet").row(0)
+        assert row.is_error is is_error and row.versions["kind"] == f"references by {likelihood}"
+
+
 def test_the_share_of_the_likeliest_does_not_underflow() -> None:
     far = [
         Answer("", tuple(replace(t, logprob=p) for t in scored_tokens("a", has_end=False)), {}, {}, "given")
         for p in (-2000.0, -2001.0)
     ]
-    best, share = likeliest(far)
+    best, share, _ = likeliest(far, PLAN)
     assert best == 0 and share == pytest.approx(1 / (1 + math.exp(-1)))
 
 

@@ -360,4 +360,5 @@ def test_what_has_follow_ups_says_that_it_reads_on_and_is_listed_as_costly() -> 
     asking = {kind.name for kind in (*ESTIMATORS, *TRAINED) if kind.follow_ups is not Estimator.follow_ups}
     saying = {kind.name for kind in (*ESTIMATORS, *TRAINED) if kind.reads_on}
     assert saying == asking - {"combination"}  # which asks for its members, and says so when it knows them
+    saying |= {kind.name for kind in ESTIMATORS if kind.cost}
     assert {one.name for one in offers_of(Model()) if one.is_costly} == saying & {kind.name for kind in ESTIMATORS}

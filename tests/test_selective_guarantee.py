@@ -125,16 +125,17 @@ def test_the_order_of_the_rows_changes_nothing() -> None:
 
 def test_the_rows_said_to_be_missing_are_about_enough_and_far_fewer_are_not() -> None:
     rng = np.random.default_rng(4)
-    certified = {0.1: 0, 2: 0}
-    for _ in range(40):
-        risk, is_error = sample(lambda x: x, None, rng, 120)
+    tried, certified = 0, {0.1: 0, 2: 0}
+    for _ in range(60):
+        risk, is_error = sample(lambda x: x, None, rng, 60)
         more = more_rows_needed(risk, is_error, 0.2, 0.1)
         if not more:  # certified already, or these rows show nothing safe
             continue
+        tried += 1
         for share in certified:
-            rows = sample(lambda x: x, None, rng, 120 + int(share * more))
+            rows = sample(lambda x: x, None, rng, 60 + int(share * more))
             certified[share] += guaranteed_threshold(*rows, 0.2, 0.1) is not None
-    assert certified[2] > 28 > 22 > certified[0.1]
+    assert tried > 20 and certified[2] > 2 * tried / 3 and certified[0.1] < tried / 2
 
 
 def test_no_number_of_rows_helps_where_nothing_is_safe_and_none_is_needed_where_it_is_certified() -> None:

@@ -20,10 +20,18 @@ TRAINERS: dict[str, tuple[str, str]] = {
     "query-calibrate": ("trainers.query_calibrate", "a trained query's calibration, and its risks for a report"),
     "uq-head": ("trainers.uq_head", "an uncertainty head on cached features"),
     "probe": ("trainers.probe", "small networks on cached hidden states"),
+    "sweep": ("trainers.sweep", "settings of a trainer, chosen by sets it has not seen"),
+    "vote": ("trainers.vote", "low-rank voters that share the base, each on its part of every batch"),
+    "dropout": ("trainers.dropout", "a LoRA with dropout of what it reads"),
+    "sculpt": ("trainers.sculpt", "a head that predicts the variance of logits, the base frozen"),
     "combination": ("trainers.combination", "a logistic combination of estimators"),
     "calibrate": ("trainers.calibrate", "raw scores to probabilities of error, with their scope"),
+    "vote-scores": ("trainers.vote_scores", "what ensembles of voters say of cached answers, for comparing them"),
+    "score": ("trainers.score", "risks of cached answers by estimators that must ask the model"),
     "records": ("trainers.records", "records for the threshold playground, from cached answers"),
     "selective": ("trainers.selective_table", "what thresholds buy, as tables, from records"),
+    "tokens": ("trainers.token_report", "how well token risks point at what is wrong inside an answer"),
+    "coverage": ("trainers.coverage_figure", "accuracy by share answered, as a table and a figure, from risks"),
     "report": ("trainers.metrics_report", "how well risks rank errors, set by set, with intervals"),
 }
 

@@ -1,6 +1,7 @@
 """Fits calibrations of estimators to labelled answers in feature caches, and writes their risks for a report.
 
-Untrained estimators get `<out>/<name>/calibration.json`; a trained one's is written into its own folder.
+Untrained estimators get `<out>/<name>/calibration.json`; a trained one's is written into its own folder. Where a cache
+lacks what an estimator reads (voters, masks), the model is asked once more.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainers.answers import IGNORED, AnswerRow
+from trainers.answers import IGNORED, AnswerRow, write_whole
+from trainers.ask import Read, reader
 from trainers.cache import FeatureCache
 from trainers.data import add_model_arguments
 from trainers.replay import Opened, replay
@@ -41,9 +43,12 @@ class Column:
 
 
 def collect(
-    caches: Sequence[FeatureCache], estimators: Sequence[Estimator], splits: Sequence[str]
+    caches: Sequence[FeatureCache], estimators: Sequence[Estimator], splits: Sequence[str], read: Read = replay
 ) -> tuple[list[AnswerRow], dict[str, Column]]:
     """Labelled answers and what the estimators say of them.
+
+    Args:
+        read: scores a cache's answers.
 
     Raises:
         InputError: see `replay`; or no answer has a label.
@@ -51,7 +56,7 @@ def collect(
     columns = {one.name: Column() for one in estimators}
     answers: list[AnswerRow] = []
     for cache in caches:
-        for scored in replay(cache, estimators, splits):
+        for scored in read(cache, estimators, splits):
             if scored.answer.is_error is None:
                 continue
             for name, column in columns.items():
@@ -88,21 +93,33 @@ def write_risks(
     estimators: Sequence[Estimator],
     fitted: Mapping[str, Calibrations],
     splits: Sequence[str],
+    read: Read = replay,
 ) -> int:
-    """One line a labelled answer, as `python -m trainers report` reads them; the number of lines."""
-    count = 0
-    with path.open("w", encoding="utf-8") as file:
-        for cache in caches:
-            for scored in replay(cache, estimators, splits):
-                if scored.answer.is_error is None:
-                    continue
-                raw = {name: risk.raw for name, risk in scored.risks.items()}
-                values = {n: one.answer.apply(raw[n]) for n, one in fitted.items() if one.answer is not None}
-                line = {"id": scored.answer.id, "set": scored.answer.set, "style": scored.answer.style}
-                line |= {"is_error": scored.answer.is_error, "risks": raw, "values": values}
-                file.write(json.dumps(line) + "\n")
-                count += 1
-    return count
+    """One line a labelled answer, as `python -m trainers report` reads them; the number of lines.
+
+    Raises:
+        InputError: see `replay`; the disk is full. The file is there as a whole or not at all.
+    """
+    lines = list(_risk_lines(caches, estimators, fitted, splits, read))
+    write_whole(path, lines)
+    return len(lines)
+
+
+def _risk_lines(
+    caches: Sequence[FeatureCache],
+    estimators: Sequence[Estimator],
+    fitted: Mapping[str, Calibrations],
+    splits: Sequence[str],
+    read: Read,
+) -> Iterator[str]:
+    for cache in caches:
+        for scored in read(cache, estimators, splits):
+            if scored.answer.is_error is None:
+                continue
+            raw = {name: risk.raw for name, risk in scored.risks.items()}
+            values = {n: one.answer.apply(raw[n]) for n, one in fitted.items() if one.answer is not None}
+            line = {"id": scored.answer.id, "set": scored.answer.set, "style": scored.answer.style}
+            yield json.dumps(line | {"is_error": scored.answer.is_error, "risks": raw, "values": values}) + "\n"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,6 +131,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kind", choices=KINDS, default="best")
     parser.add_argument("--name", default=DEFAULT_NAME, help="of the scope, as the page shows it")
     parser.add_argument("--layer", type=int, help="hidden layer of the scope's detector; default: in the middle")
+    parser.add_argument("--limit", type=int, default=0, help="answers of each cache at most; 0 is all")
     parser.add_argument("--no-detector", action="store_true", help="every prompt is inside the scope")
     parser.add_argument("--out", type=Path, help="folder for the untrained ones; default: beside the trained ones")
     parser.add_argument("--report-caches", nargs="+", type=Path, default=(), help="caches whose risks are written")
@@ -128,7 +146,8 @@ def main(args: argparse.Namespace) -> int:
     model = Opened(load_model(args.model, args.device, args.dtype, args.quantization))
     caches, splits = _open(args.caches, model), _split(args.splits)
     estimators = [model.uncalibrated(name) for name in _split(args.estimators)]
-    answers, columns = collect(caches, estimators, splits)
+    read = reader(model.info, args.limit)
+    answers, columns = collect(caches, estimators, splits, read)
     detector = None if args.no_detector else fit_detector(model.info, caches, splits, args.layer)
     scope = scope_of(args.name, answers, model.shelf.fingerprint, detector)
     fitted = {}
@@ -138,7 +157,7 @@ def main(args: argparse.Namespace) -> int:
         print(f"{path}: {_described(fitted[one.name])}", file=sys.stderr)
     if args.risks:
         reported = _open(args.report_caches, model)
-        count = write_risks(args.risks, reported, estimators, fitted, _split(args.report_splits))
+        count = write_risks(args.risks, reported, estimators, fitted, _split(args.report_splits), read)
         print(f"{args.risks}: {count:,} answers", file=sys.stderr)
     return 0
 

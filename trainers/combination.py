@@ -43,7 +43,7 @@ class TrainConfig:
     """Settings of a combination."""
 
     data: DataConfig
-    members: tuple[str, ...] = ("entropy:max", "max_prob", "../probe", "../uq_head")
+    members: tuple[str, ...] = ("../probe", "../uq_head")
     """Names of estimators, or folders relative to the output; `:max` takes the largest of the tokens' scores."""
     model: str = "embedded"
     """The language model: embedded, a Hub id or a folder."""
@@ -53,6 +53,8 @@ class TrainConfig:
     """Of the squared weights of standardised scores, in answers; 0 or more."""
     balance: str = "none"
     """"none" keeps the odds of errors, "class" and "group" make right and wrong weigh the same (per set and style)."""
+    is_by_word: bool = True
+    """Whether a token has the highest score of its word's tokens."""
     output: str = ""
     """Folder of the finished combination; empty is `artifact` in the run's folder."""
 
@@ -164,7 +166,7 @@ def train(config: TrainConfig, run: Run) -> Mapping[str, Any] | None:
         alone = scores.answers[:, place].tolist()
         metrics[f"fit auroc of {text} alone"] = macro_auroc(alone, scores.is_error.tolist(), scores.groups)["auroc"]
     info = data.origin(metrics=metrics, command=command_line())
-    Combination(members, estimators, answer, token, info).save(folder)
+    Combination(members, estimators, answer, token, info, is_by_word=config.is_by_word).save(folder)
     return {"artifact": str(folder), "answers": len(scores.answers), "tokens": len(scores.tokens), "metrics": metrics}
 
 

@@ -19,8 +19,8 @@ from trainers.loop_config import LoopConfig
 from trainers.run_folder import Run, TrainingError
 from uqchat.errors import InputError
 
-__all__ = ["LoopConfig", "LoopResult", "Run", "TrainingError", "add_run_arguments", "read_settings", "run_trainer"]
-__all__ += ["train_loop"]
+__all__ = ["LoopConfig", "LoopResult", "Run", "TrainingError", "add_run_arguments", "build_settings", "read_settings"]
+__all__ += ["run_trainer", "train_loop"]
 
 Config = TypeVar("Config")
 
@@ -56,6 +56,11 @@ def read_settings(config: type[Config], args: argparse.Namespace) -> Config:
     """
     values = _from_file(args.config) if args.config else {}
     values |= {key[4:]: _value(text) for key, text in vars(args).items() if key.startswith("set_")}
+    return build_settings(config, values)
+
+
+def build_settings(config: type[Config], values: Mapping[str, Any]) -> Config:
+    """Settings from plain values. Raises InputError: an unknown or missing one, a value of the wrong kind."""
     known = _settings(config)
     unknown = sorted(set(values) - set(known))
     if unknown:

@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     features = stages.add_parser("features", help="cache the signals of answers that are there already")
     features.add_argument("--answers", type=Path, required=True, help="a folder of ours, or files of another format")
     features.add_argument("--format", choices=FORMATS, default="folder", help="calibration-tuning: CSV or Parquet rows")
+    features.add_argument("--limit", type=int, help="only the first so many answers")
     _add_capture(features)
     _add_label(stages.add_parser("label", help="grade answers and label their tokens"))
 
@@ -112,7 +113,8 @@ def run_features(args: argparse.Namespace) -> int:
     else:
         read = {"calibration-tuning": read_calibration_tuning, "luh": read_luh}[args.format]
         rows = read(rows_of(args.answers), model.tokenizer, args.answers.stem)
-    writer, signals = _open(args, model, {"answers": str(args.answers), "format": args.format})
+    rows = rows[: args.limit]
+    writer, signals = _open(args, model, {"answers": str(args.answers), "format": args.format, "limit": args.limit})
     _report(args.out, writer, generate(model, reading_tasks(rows), writer, signals))
     labels = {row.key: row for row in rows}
     write_labels(args.out, [labels[row.key] for row in FeatureCache.open(args.out).answers])

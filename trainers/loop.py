@@ -41,7 +41,7 @@ class LoopState:
     is_over: bool = False
     """Whether early stopping has ended the run."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """Of the best look at the validation split."""
+    """Of the look at the validation split whose weights are kept."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON has no infinity."""
@@ -223,6 +223,9 @@ class _Loop:
         self.module.train()
         self._tell(**{f"validation_{name}": value for name, value in found.items()})
         state = self.state
+        if self.config.keep == "last":
+            state.metrics = found
+            return
         if found[self.watch] > state.best_metric:
             state.best_metric, state.best_step, state.bad_looks, state.metrics = found[self.watch], state.step, 0, found
             self.best = {name: tensor.detach().clone() for name, tensor in self.plain.state_dict().items()}

@@ -37,6 +37,8 @@ class LoopConfig:
     """How often the validation split is looked at; 0 is never."""
     patience: int = 0
     """Looks at the validation split without a gain after which training ends; 0 is never."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights are the result: those of the best look, or the last, so that the split judged chose nothing."""
     checkpoint_every: int = 200
     """Steps between checkpoints, 1 or more."""
     log_every: int = 10
@@ -54,10 +56,13 @@ class LoopConfig:
             ("warmup", 0 <= self.warmup <= 1, "0 to 1"),
             ("schedule", self.schedule in ("linear", "cosine", "constant"), "linear, cosine or constant"),
             ("precision", self.precision in ("no", "bf16", "fp16"), "no, bf16 or fp16"),
+            ("keep", self.keep in ("best", "last"), "best or last"),
             ("tracker", self.tracker in ("", "trackio", "wandb"), "empty, trackio or wandb"),
         ):
             if not is_allowed:
                 raise InputError(f"{name} = {getattr(self, name)!r} is not allowed; it must be {allowed}.")
+        if self.patience and self.keep == "last":
+            raise InputError('patience ends at the best look, so keep must be "best" with it; or set patience to 0.')
 
     def rate_at(self, step: int, steps: int) -> float:
         """The learning rate of a step as a share of its highest, in [0, 1]: up in a line, then down by schedule."""

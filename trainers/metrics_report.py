@@ -1,7 +1,8 @@
 """Risks of labelled answers to tables: how well each estimator ranks errors, set by set, with intervals.
 
 Reads JSON Lines, one answer each, {"set", "style", "is_error", "risks": {name: raw}, "values": {name: P(error)}}
-("values" and "style" may be missing), or the Parquet records of `uqchat evaluate`. Prompt styles are reported apart.
+("values" and "style" may be missing; lines with the same "key" are one answer), or the Parquet records of
+`uqchat evaluate`. Prompt styles are reported apart.
 Knows no model and no estimator: only their numbers.
 """
 
@@ -9,14 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trainers.answers import write_whole
+from trainers.cards import write_cards
 from trainers.metrics_tables import markdown
 from uqchat.errors import InputError
 from uqchat.metrics import ece_floor
@@ -57,12 +61,21 @@ def read_graded(paths: Sequence[str | Path]) -> Graded:
     Raises:
         InputError: a file is missing or unreadable, a row lacks a key, or no labelled answer is there.
     """
-    rows = [row for path in paths for row in _rows(Path(path)) if row["is_error"] is not None]
+    rows = _joined(row for path in paths for row in _rows(Path(path)) if row["is_error"] is not None)
     if not rows:
         raise InputError(f"No labelled answer in {', '.join(map(str, paths))}.")
     raw, probability = (_columns(rows, key) for key in ("risks", "values"))
     sets, styles = (np.array([str(row[key]) for row in rows]) for key in ("set", "style"))
     return Graded(sets, styles, np.array([float(row["is_error"]) for row in rows]), raw, probability)
+
+
+def _joined(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lines of one answer as one row: files of several runs stand beside each other."""
+    found: dict[str, dict[str, Any]] = {}
+    for number, row in enumerate(rows):
+        known = found.setdefault(row.pop("key") or f"row {number}", row)
+        known["risks"], known["values"] = known["risks"] | row["risks"], known["values"] | row["values"]
+    return list(found.values())
 
 
 def _columns(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Array]:
@@ -79,8 +92,8 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             row = json.loads(line)
-            found = {"style": "page", "values": {}, **row}
-            yield {key: found[key] for key in ("set", "style", "is_error", "risks", "values")}
+            found = {"style": "page", "values": {}, "key": None, **row}
+            yield {key: found[key] for key in ("key", "set", "style", "is_error", "risks", "values")}
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"{path}, line {number}: needs set, is_error and risks; {error!r}.") from error
 
@@ -90,7 +103,8 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
     for row in read_table(path).to_pylist():
         if not row["sample"]:
             raw, risk = ({n.removeprefix(start): row[n] for n in row if n.startswith(start)} for start in (RAW, RISK))
-            yield {**{key: row[key] for key in ("set", "style", "is_error")}, "risks": raw, "values": risk}
+            own = {key: row[key] for key in ("set", "style", "is_error")}
+            yield {"key": None, **own, "risks": raw, "values": risk}
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +251,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metrics", type=_names, default=DEFAULT_METRICS, metavar="M,N", help=", ".join(METRICS))
     parser.add_argument("--samples", type=int, default=1000, help="bootstrap draws (1000)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    parser.add_argument("--cards", type=Path, help="folder of trained estimators whose cards get these figures")
     parser.add_argument("--out", type=Path, help="folder for report.md and report.json; else Markdown to stdout")
 
 
@@ -248,12 +263,13 @@ def main(args: argparse.Namespace) -> int:
         domains["out of domain"] = args.out_of_domain
     found = evaluate(graded, Plan(domains, args.baseline, args.metrics, args.samples, args.seed))
     text = markdown(found, domains)
+    for path in write_cards(found, domains, args.cards) if args.cards else ():
+        print(path, file=sys.stderr)
     if args.out is None:
         print(text)
         return 0
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "report.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-    (args.out / "report.md").write_text(text, encoding="utf-8")
+    write_whole(args.out / "report.json", [json.dumps(found, indent=1)])
+    write_whole(args.out / "report.md", [text])
     return 0
 
 

@@ -25,8 +25,7 @@ from trainers.training_set import (
     TrainingSet,
     balanced_weights,
     macro_auroc,
-    part_validation,
-    read_training_set,
+    read_parts,
     token_weights,
 )
 from uqchat.errors import InputError
@@ -176,8 +175,7 @@ def train(config: TrainConfig, run: Run) -> Mapping[str, Any] | None:
     Raises:
         UqchatError: no usable data, a full disk, a loss that is no number.
     """
-    data = read_training_set(config.data, run.log)
-    data, validation = part_validation(data, config.data.validation, config.data.data_seed)
+    data, validation = read_parts(config.data, run.log)
     layers = config.layers or sweep_layers(data, config.positions, run, config.loop.seed)
     if layers is None:
         return None

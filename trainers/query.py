@@ -33,7 +33,7 @@ from trainers.query_inputs import Example, choose, make_example
 from trainers.query_loss import divergence, fit_temperature, reply_loss
 from trainers.query_lower import Inputs, by_length
 from trainers.run_folder import ARTIFACT, command_line
-from trainers.training_set import DataConfig, TrainingSet, macro_auroc, part_validation, read_training_set
+from trainers.training_set import DataConfig, TrainingSet, macro_auroc, read_parts
 from uqchat.errors import InputError
 from uqchat.estimators.query import QueryEstimator
 from uqchat.estimators.query_files import QueryFiles, QuerySettings
@@ -129,8 +129,7 @@ def train(config: TrainConfig, run: Run, is_last: bool = False) -> Mapping[str, 
     Raises:
         UqchatError: the model or the data cannot be used, the loss is no number, or there is no checkpoint to take.
     """
-    rows = read_training_set(config.data, run.log)
-    parts = part_validation(rows, config.data.validation, config.data.data_seed)
+    parts = read_parts(config.data, run.log)
     model = load_model(config.model, config.device or None, config.dtype, config.quantization or None)
     query = make_query(model.tokenizer, config.layout)
     with_gold = config.divergence_on in ("gold", "both") and config.divergence_weight > 0

@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m trainers records`."""
     add_model_arguments(parser)
     parser.add_argument("--caches", nargs="+", required=True, type=Path, help="folders of `data generate`, labelled")
-    parser.add_argument("--estimators", default=DEFAULT, help="names or folders, comma-separated")
+    parser.add_argument(
+        "--estimators", default=DEFAULT, help="names or folders, comma-separated; also name=folder, entropy:max"
+    )
     parser.add_argument("--splits", default="eval", help="answers to take")
     parser.add_argument("--out", type=Path, required=True, help="the .parquet file to write")
 
@@ -40,7 +42,7 @@ def main(args: argparse.Namespace) -> int:
     model = Opened(load_model(args.model, args.device, args.dtype, args.quantization))
     names = [name.strip() for name in args.estimators.split(",") if name.strip()]
     estimators = [model.uncalibrated(name) for name in names]
-    fitted = [model.estimator(name).calibrations or Calibrations() for name in names]
+    fitted = [_calibrations(model, name) for name in names]
     splits = tuple(part.strip() for part in args.splits.split(",") if part.strip())
     rows = []
     for folder in args.caches:
@@ -53,6 +55,13 @@ def main(args: argparse.Namespace) -> int:
     write_table(checked(table_of(rows), args.out.stem), args.out)
     print(f"{args.out}: {len(rows):,} answers, {', '.join(names)}", file=sys.stderr)
     return 0
+
+
+def _calibrations(model: Opened, name: str) -> Calibrations:
+    """Those of the folder; the largest token's score has none."""
+    if name.endswith(":max"):
+        return Calibrations()
+    return model.estimator(name.rpartition("=")[2]).calibrations or Calibrations()
 
 
 def records_of(
@@ -107,6 +116,7 @@ def _record(
         references=tuple(answer.references),
         style=answer.style,
         sample=answer.sample,
+        split=answer.split,
         outside_scope=outside,
         tokens=tokens,
         model=model,

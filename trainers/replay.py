@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from uqchat.errors import InputError
 from uqchat.estimators.base import Estimator
 from uqchat.models import LoadedModel
 from uqchat.scoring import Scorer, signals_for
-from uqchat.types import Alternative, Risk, ScoredToken, Signals, StepSignals, TokenStep
+from uqchat.types import Alternative, Risk, ScoredToken, Signals, StepSignals, Summary, TokenStep
 
 
 class Opened:
@@ -33,10 +34,46 @@ class Opened:
         return self.shelf.get(name)
 
     def uncalibrated(self, name: str) -> Estimator:
-        """A fresh one whose values are not calibrated, so that no scope asks for signals. Raises as `estimator`."""
-        one = self.shelf.open(name)
+        """A fresh one whose values are not calibrated, so that no scope asks for signals. Raises as `estimator`.
+
+        Args:
+            name: also `label=name`, which is called by the label from here on, and `name:max`, whose answers are as
+                risky as their riskiest token.
+        """
+        label, _, place = name.rpartition("=")
+        one = self.shelf.open(place.removesuffix(":max"))
         one.calibrations = None
+        if place.endswith(":max"):
+            one = Largest(one)
+        one.name = label or name
         return one
+
+
+class Largest(Estimator):
+    """An untrained estimator whose answer is as risky as its riskiest token. Its tokens are those of the other."""
+
+    def __init__(self, one: Estimator) -> None:
+        self.name, self.label, self.level, self.needs = one.name, f"{one.label}, largest", one.level, one.needs
+        self.unit, self.value_map = one.unit, one.value_map
+        self._one = one
+
+    def new_state(self) -> Any:
+        """See `Estimator.new_state`."""
+        return self._one.new_state()
+
+    def score_token(self, step: TokenStep | ScoredToken, state: Any) -> dict[int, Risk]:
+        """See `Estimator.score_token`."""
+        return self._one.score_token(step, state)
+
+    def finish(self, state: Any) -> dict[int, Risk]:
+        """See `Estimator.finish`."""
+        return self._one.finish(state)
+
+    def score_answer(self, tokens: Sequence[ScoredToken], state: Any) -> tuple[Risk, Summary] | None:
+        """The riskiest of the answer's own tokens; of all of them where it has nothing but its end."""
+        risks = [t.risks[self.name] for t in tokens if not (t.is_end or t.is_reasoning)]
+        top = max(risks or [t.risks[self.name] for t in tokens], key=lambda risk: risk.raw)
+        return top, Summary(top.raw, top.raw, top.raw)
 
 
 @dataclass(frozen=True, slots=True)

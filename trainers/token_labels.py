@@ -91,6 +91,17 @@ def fact_errors(row: AnswerRow) -> list[bool | None]:
     return [found.get(number) for number in range(len(row.facts))]
 
 
+def restating_words(row: AnswerRow) -> list[tuple[int, int]]:
+    """Characters of the content words that only say again what was asked, outside of the stretches that are graded."""
+    spans, restating = graded_spans(row), _restating(row.question)
+    return [
+        (word.start, word.end)
+        for word in words(row.text)
+        if not (_is_quiet(word, row.text) or word.forms.isdisjoint(restating))
+        and all(word.end <= span.start or word.start >= span.end for span in spans)
+    ]
+
+
 # ---- one fact
 
 

@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,18 @@ class DataConfig:
     sets: tuple[str, ...] = ()
     """Only these data sets; none named is all of them."""
     leave_out: tuple[str, ...] = ()
-    """Without these data sets, to see how an estimator does on sets it has never seen."""
+    """Without these data sets, and those made of them ("easy_facts_several" of "easy_facts"), to see how an estimator
+    does on sets it has never seen."""
     styles: tuple[str, ...] = ()
     """Only these prompt styles; none named is all of them."""
     validation: float = 0.1
     """Share of the questions that choose when to stop, in [0, 1)."""
     data_seed: int = 0
     """Of that choice."""
+    judged: tuple[str, ...] = ()
+    """Data sets that train nothing and are what the metrics are of, in place of that share: sets never seen."""
+    judge_splits: tuple[str, ...] = ("calibration",)
+    """Of these, answers of these splits."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range. Raises InputError."""
@@ -184,7 +189,7 @@ def _reason_against(row: AnswerRow, config: DataConfig) -> str | None:
     is_wanted = (
         row.split in config.splits
         and (not config.sets or row.set in config.sets)
-        and row.set not in config.leave_out
+        and not any(row.set == name or row.set.startswith(f"{name}_") for name in config.leave_out)
         and (not config.styles or row.style in config.styles)
     )
     if not is_wanted:
@@ -208,19 +213,30 @@ def _check_labels(found: TrainingSet, config: DataConfig, needs_both: bool) -> N
         )
 
 
+def read_parts(
+    config: DataConfig, log: Callable[[str], None], needs_both: bool = True
+) -> tuple[TrainingSet, TrainingSet]:
+    """What trains and what the metrics are of. Raises as `read_training_set`."""
+    if not config.judged:
+        return part_validation(read_training_set(config, log, needs_both), config.validation, config.data_seed)
+    train = read_training_set(replace(config, leave_out=(*config.leave_out, *config.judged)), log, needs_both)
+    judged = replace(config, splits=config.judge_splits, sets=config.judged)
+    return train, read_training_set(judged, log, needs_both)
+
+
 def part_validation(data: TrainingSet, share: float, seed: int) -> tuple[TrainingSet, TrainingSet]:
     """Training and validation part, by question: which side one lies on follows from its id and the seed alone."""
-    is_validation = [_share_of(f"{seed} {row.set} {row.id}") < share for row in data.rows]
+    is_validation = [share_of(f"{seed} {row.set} {row.id}") < share for row in data.rows]
     parts = [[i for i, flag in enumerate(is_validation) if flag is wanted] for wanted in (False, True)]
     return data.subset(parts[0]), data.subset(parts[1])
 
 
 def fold_of(row: AnswerRow, count: int, seed: int) -> int:
     """Which of `count` folds a question belongs to."""
-    return min(int(_share_of(f"fold {seed} {row.set} {row.id}") * count), count - 1)
+    return min(int(share_of(f"fold {seed} {row.set} {row.id}") * count), count - 1)
 
 
-def _share_of(text: str) -> float:
+def share_of(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 

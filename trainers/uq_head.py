@@ -21,7 +21,7 @@ from trainers.head_data import HeadBatch, HeadData, make_batch, make_head_data
 from trainers.head_metrics import head_metrics
 from trainers.probe_data import spread
 from trainers.run_folder import ARTIFACT, command_line
-from trainers.training_set import DataConfig, part_validation, read_training_set
+from trainers.training_set import DataConfig, read_parts
 from uqchat.errors import InputError
 from uqchat.features import make_features
 from uqchat.heads import HeadConfig, assemble, save_head
@@ -173,10 +173,9 @@ def train(config: TrainConfig, run: Run) -> Mapping[str, Any] | None:
     Raises:
         UqchatError: no usable data, features that were not cached, a full disk, a loss that is no number.
     """
-    data = read_training_set(config.data, run.log, needs_both=config.answer_weight > 0)
-    shape, head_config = data.shape, config.head_config
+    train_part, validation = read_parts(config.data, run.log, needs_both=config.answer_weight > 0)
+    shape, head_config = train_part.shape, config.head_config
     features = make_features(head_config.extractors, shape)
-    train_part, validation = part_validation(data, config.data.validation, config.data.data_seed)
     material = make_head_data(train_part, features, config.pos_weight)
     torch.manual_seed(config.loop.seed)
     head = make_head(config.head_type, features.width, head_config.options)

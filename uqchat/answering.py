@@ -19,6 +19,7 @@ from uqchat.engine.prompt import Prompt
 from uqchat.engine.worker import Job, Worker
 from uqchat.errors import InputError, UqchatError
 from uqchat.estimators.base import AnswerContext, Estimator, FollowUp
+from uqchat.lagging import LagRun, split_ensembles
 from uqchat.scoring import Scorer
 from uqchat.types import Answer, ScoredToken, Signals, TokenStep
 
@@ -47,40 +48,55 @@ class Answering:
         on_queue: Callable[[int], None] | None,
     ) -> Generator[ScoredToken, None, Answer]:
         """One answer, see `LanguageModel.stream`."""
-        scorer = self._scorer(request, prompt, chosen)
+        request, lag, scorer = self._prepared(request, prompt, chosen, stop)
         job = self.reader.submit(request, stop)
-        end = yield from scored_events(self.reader.events(job, on_queue), scorer)
-        more = self._follow_ups(scorer, end, stop)
-        yield from more.replies() if more else ()
-        return self._finished(scorer, end, prompt, more)
+        try:
+            end = yield from scored_events(self.reader.events(job, on_queue), scorer, lag)
+            more = self._follow_ups(scorer, end, stop)
+            yield from lag.rest() if lag and end.reason != "cancelled" else ()
+            yield from more.replies() if more else ()
+        finally:
+            if lag:
+                lag.cancel()
+        return self._finished(scorer, end, prompt, more, lag)
 
     def batch(self, requests: Sequence[tuple[Request, Prompt]], chosen: Sequence[Estimator]) -> list[Answer]:
         """All requests, a window of them at a time with the worker; the first error ends the others."""
-        window: deque[tuple[Job, Prompt]] = deque()
-        asked: deque[tuple[Scorer, FinishEvent, Prompt, FollowUpRun | None]] = deque()
+        window: deque[tuple[Job, Prompt, Scorer, LagRun | None]] = deque()
+        asked: deque[tuple[Scorer, FinishEvent, Prompt, LagRun | None, FollowUpRun | None]] = deque()
         answers: list[Answer] = []
         todo = deque(requests)
         try:
             while todo or window or asked:
                 while todo and len(window) < BATCH_WINDOW:
                     request, prompt = todo.popleft()
-                    window.append((self.reader.submit(request), prompt))
+                    request, lag, scorer = self._prepared(request, prompt, chosen, None)
+                    window.append((self.reader.submit(request), prompt, scorer, lag))
                 if window:
-                    job, prompt = window.popleft()
-                    scorer = self._scorer(job.request, prompt, chosen)
-                    end = drain(scored_events(self.reader.events(job), scorer))
-                    asked.append((scorer, end, prompt, self._follow_ups(scorer, end, None)))
-                while asked and (not window or not asked[0][3] or _num_jobs(asked) > BATCH_WINDOW):
-                    scorer, end, prompt, more = asked.popleft()
+                    job, prompt, scorer, lag = window.popleft()
+                    end = drain(scored_events(self.reader.events(job), scorer, lag))
+                    asked.append((scorer, end, prompt, lag, self._follow_ups(scorer, end, None)))
+                while asked and (not window or not any(asked[0][3:]) or _num_jobs(asked) > BATCH_WINDOW):
+                    scorer, end, prompt, lag, more = asked.popleft()
+                    deque(lag.rest() if lag else (), maxlen=0)
                     deque(more.replies() if more else (), maxlen=0)
-                    answers.append(self._finished(scorer, end, prompt, more))
+                    answers.append(self._finished(scorer, end, prompt, more, lag))
         finally:
-            for job, _ in window:
+            for job, *_ in window:
                 self.reader.cancel(job)
-            for *_, more in asked:
-                if more:
-                    more.cancel()
+            for run in [run for *_, lag, more in asked for run in (lag, more) if run]:
+                run.cancel()
         return answers
+
+    def _prepared(
+        self, request: Request, prompt: Prompt, chosen: Sequence[Estimator], stop: threading.Event | None
+    ) -> tuple[Request, LagRun | None, Scorer]:
+        """The request that is handed in, what reads behind it, and who scores it."""
+        scorer = self._scorer(request, prompt, chosen)
+        if not request.signals.ensembles:
+            return request, None, scorer
+        request, behind = split_ensembles(request, chosen, self.reader.num_rows)
+        return request, LagRun(self.reader, scorer, request, behind, stop) if behind else None, scorer
 
     def _scorer(self, request: Request, prompt: Prompt, chosen: Sequence[Estimator]) -> Scorer:
         return Scorer(chosen, AnswerContext(request.prompt_ids, prompt.messages, request.generation, self.tokenizer))
@@ -90,7 +106,9 @@ class Answering:
             return None
         return FollowUpRun(self.reader, scorer, self.window, self.available, stop)
 
-    def _finished(self, scorer: Scorer, end: FinishEvent, prompt: Prompt, more: FollowUpRun | None) -> Answer:
+    def _finished(
+        self, scorer: Scorer, end: FinishEvent, prompt: Prompt, more: FollowUpRun | None, lag: LagRun | None
+    ) -> Answer:
         risks, summaries = scorer.answer_scores()
         return Answer(
             text="".join(token.text for token in scorer.tokens),
@@ -103,12 +121,12 @@ class Answering:
             dropped_messages=prompt.dropped_messages,
             timings=replace(end.timings, total=end.timings.total + (more.seconds if more else 0.0)),
             outside_scope=scorer.outside_scope,
-            failures=more.failures if more else {},
+            failures={**(more.failures if more else {}), **(lag.failures if lag else {})},
         )
 
 
-def _num_jobs(asked: Iterable[tuple[Scorer, FinishEvent, Prompt, FollowUpRun | None]]) -> int:
-    return sum(more.num_jobs for *_, more in asked if more)
+def _num_jobs(asked: Iterable[tuple[Scorer, FinishEvent, Prompt, LagRun | None, FollowUpRun | None]]) -> int:
+    return sum((more.num_jobs if more else 0) + bool(lag) for *_, lag, more in asked)
 
 
 def drain(stream: Generator[ScoredToken, None, T]) -> T:
@@ -121,15 +139,22 @@ def drain(stream: Generator[ScoredToken, None, T]) -> T:
 
 
 def scored_events(
-    events: Iterator[TokenStep | FinishEvent], scorer: Scorer
+    events: Iterator[TokenStep | FinishEvent], scorer: Scorer, lag: LagRun | None = None
 ) -> Generator[ScoredToken, None, FinishEvent]:
-    """Scored tokens of one job as they come; returns its end. Raises what the events raise."""
+    """Scored tokens of one job as they come; returns its end. Raises what the events raise.
+
+    Args:
+        lag: voters that read behind it; they have the whole answer when it ends, and are not waited for.
+    """
     with closing(events):
         for event in events:
             if isinstance(event, FinishEvent):
                 yield from scorer.finish()
+                if lag and event.reason not in ("cancelled", "error"):
+                    lag.ask()
                 return event
             yield from scorer.push(event)
+            yield from lag.push(event) if lag else ()
     raise AssertionError("a stream ends with its FinishEvent")
 
 

@@ -19,6 +19,7 @@ from uqchat.calibration import FILE as CALIBRATION
 from uqchat.config import read_config
 from uqchat.errors import UqchatError
 from uqchat.estimators import ESTIMATORS, TRAINED, Estimator
+from uqchat.estimators.vote_options import split_name
 from uqchat.origin import ArtifactError, Origin, read_origin
 from uqchat.paths import ASSETS
 from uqchat.types import Level
@@ -62,7 +63,7 @@ def require_plausible(names: Iterable[str]) -> None:
         ArtifactError: neither a known name, nor a folder, nor of the form organisation/name; the text lists the known.
     """
     known = [*UNTRAINED, *(kind.name for kind in TRAINED), *(folder.name for folder in folders())]
-    for name in names:
+    for name, _ in map(split_name, names):
         is_path = bool(name.strip()) and Path(name).expanduser().exists()
         if name not in known and not is_path and not HUB_ID.fullmatch(name):
             raise unknown(name, known)

@@ -32,6 +32,7 @@ from uqchat.calibration import Calibrations, read_calibrations
 from uqchat.errors import UqchatError
 from uqchat.estimators import ESTIMATORS, TRAINED, Estimator
 from uqchat.estimators.base import ModelFacts
+from uqchat.estimators.vote_options import split_name
 from uqchat.fingerprint import weights_fingerprint
 from uqchat.hub_files import download_files
 from uqchat.origin import ArtifactError, Origin, check_origin
@@ -60,7 +61,7 @@ class EstimatorChoice:
 def facts_of(model: Any) -> ModelFacts:
     """What estimators may ask about a model; no layers where a backend computes elsewhere."""
     layers = model.model.config.get_text_config().num_hidden_layers if model.model is not None else 0
-    return ModelFacts(layers, model.info.is_instruct, model.info.context_window)
+    return ModelFacts(layers, model.info.is_instruct, model.info.context_window, model.model)
 
 
 def list_artifacts(model: Any) -> list[ArtifactInfo]:
@@ -117,13 +118,27 @@ class Shelf:
 
     def open(self, name: str, *, allow_mismatch: bool = False) -> Estimator:
         """A fresh one, see `open_estimator`."""
-        if name in UNTRAINED:
-            return self._calibrated(UNTRAINED[name]().for_model(facts_of(self._model)), self._calibration_files(name))
-        folder = self.locate(name)
+        base, options = self._parts(name)
+        if base in UNTRAINED:
+            made = UNTRAINED[base]()
+            made = made.configured(name, options) if options else made
+            made = made.for_model(facts_of(self._model))
+            made.name = name
+            return made if options else self._calibrated(made, self._calibration_files(base))
+        folder = self.locate(base)
         if self._model.model is None:
             raise ArtifactError(f"{name} reads the model's inside, and {self._model.name} is not on this machine.")
-        made = kind_of(folder).from_folder(folder, self._model, name, allow_mismatch=allow_mismatch)
-        return self._calibrated(made, [folder / CALIBRATION])
+        made = kind_of(folder).from_folder(folder, self._model, base, allow_mismatch=allow_mismatch)
+        return made.configured(name, options) if options else self._calibrated(made, [folder / CALIBRATION])
+
+    def _parts(self, name: str) -> tuple[str, dict[str, str]]:
+        """What a name stands for, and the options behind it: an untrained stand-in where nothing was trained."""
+        base, options = split_name(name)
+        kind = next((kind for kind in TRAINED if kind.name == base and kind.untrained), None)
+        if kind is not None and not Path(base).is_dir():
+            is_trained = any(self._is_mine(origin_in(folder)) for folder in folders(base))
+            base = base if is_trained else kind.untrained
+        return base, options
 
     def locate(self, name: str) -> Path:
         """The folder that a trained estimator's name stands for; a Hub id is fetched. Raises as `open_estimator`."""
@@ -170,7 +185,8 @@ class Shelf:
             if kind is None:
                 raise
             return EstimatorChoice(name, kind.label, kind.level, kind.unit, kind.value_map, str(error), card)
-        card = card if card or name in UNTRAINED else text_of(self.locate(name) / CARD) or one.card
+        base, _ = self._parts(name)
+        card = card if card or base in UNTRAINED else text_of(self.locate(base) / CARD) or one.card
         return EstimatorChoice(
             name, one.label, one.level, one.unit, one.value_map, None, card, one.notes, _scope_name(one.calibrations)
         )
@@ -206,10 +222,11 @@ class Shelf:
 
     def _stamp(self, name: str) -> Stamp:
         """Names, times and sizes of the files behind a name; empty for what has none."""
-        if name in UNTRAINED:
-            files = self._calibration_files(name)
+        base, _ = self._parts(name)
+        if base in UNTRAINED:
+            files = self._calibration_files(base)
         else:
-            files = [path for path in sorted(self.locate(name).iterdir()) if path.is_file()]
+            files = [path for path in sorted(self.locate(base).iterdir()) if path.is_file()]
         return tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files)
 
     def _unknown(self, name: str) -> ArtifactError:

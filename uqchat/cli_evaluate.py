@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from uqchat.cli_model import generation_of, load_language_model
 from uqchat.errors import InputError
+from uqchat.render_text import duration
 
 if TYPE_CHECKING:
     from uqchat.evaluation import Progress
@@ -47,6 +48,12 @@ def add_arguments(own: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--limit", type=int, metavar="N", help="so many questions of each data set, drawn with seed 0")
     group.add_argument("--samples", type=int, default=0, metavar="N", help="answers drawn besides the greedy one")
+    group.add_argument(
+        "--likelihood",
+        choices=("sum", "mean"),
+        default="sum",
+        help="of a reference's log-probability over its tokens, for --kind references; default sum",
+    )
     group.add_argument("--restart", action="store_true", help="forget what an interrupted run left")
 
 
@@ -66,7 +73,8 @@ def run_evaluate(args: argparse.Namespace, out: TextIO) -> None:
     if args.samples and args.temperature is None:
         generation = replace(generation, temperature=1.0)
     with closing(load_language_model(args)) as model:
-        plan = Plan(estimators_for(model, args.estimators), args.kind, args.style, generation, args.samples)
+        named = estimators_for(model, args.estimators)
+        plan = Plan(named, args.kind, args.style, generation, args.samples, args.likelihood)
         records = evaluate(model, questions, plan, args.out, on_progress=_show, restart=args.restart)
     if sys.stderr.isatty():
         print(file=sys.stderr)
@@ -133,13 +141,7 @@ def _as_text(summary: Mapping[str, Any]) -> str:
 
 def _show(progress: Progress) -> None:
     left = progress.seconds_left
-    remaining = "" if left is None or progress.done == progress.total else f", about {_duration(left)} left"
+    remaining = "" if left is None or progress.done == progress.total else f", about {duration(left)} left"
     line = f"{progress.done:,} of {progress.total:,} answers{remaining}"
     is_terminal = sys.stderr.isatty()
     print(f"\r\x1b[K{line}" if is_terminal else line, end="" if is_terminal else "\n", file=sys.stderr, flush=True)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

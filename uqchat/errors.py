@@ -13,6 +13,10 @@ class ModelCancelledError(ModelError):
     """Loading a model was stopped at the user's request."""
 
 
+class CancelledError(UqchatError):
+    """What was under way was stopped at the user's request."""
+
+
 class InputError(UqchatError):
     """A message, setting or file that came in is not usable."""
 

@@ -2,22 +2,24 @@
 
 Open questions are answered and graded by alias. Of multiple-choice questions the letter with the largest probability
 among the letters is the answer. With kind "references" the likeliest of right and wrong references, read by teacher
-forcing, is the answer (TruthfulQA, Lin et al. 2022, section 3.2). Ready answers are only scored.
+forcing, is the answer, and it is right iff it is one of the right ones (TruthfulQA, Lin et al. 2022, section 3.2, by
+the log-probability summed over a reference's tokens as there, or by its mean). Ready answers are only scored.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from uqchat import __version__
 from uqchat.config import GenerationConfig
-from uqchat.errors import InputError
+from uqchat.errors import CancelledError, InputError
 from uqchat.evaluation_data import KINDS, LETTERS, Kind, Question, kind_of, make_messages
 from uqchat.grading import alias_match
 from uqchat.records import Record, Records
@@ -26,14 +28,15 @@ from uqchat.types import Answer, Message, Risk
 
 CHOICE = "choice"
 """Risk of the chosen letter or reference: one minus its share of the probability of all that could be chosen."""
-BATCH = 32  # questions between two looks at the disk
+BATCH = 32
 
 
 class Model(Protocol):
     """The part of `LanguageModel` that is used here."""
 
-    name: str
-    tokenizer: Any
+    @property
+    def name(self) -> str:
+        """What the records call it."""
 
     def answers(
         self, list_of_messages: Sequence[Any], estimators: Sequence[str], generation: GenerationConfig
@@ -57,6 +60,8 @@ class Plan:
     generation: GenerationConfig = GenerationConfig(max_new_tokens=64)
     samples: int = 0
     """Answers drawn besides the first one, for open questions; needs a temperature above 0."""
+    likelihood: Literal["sum", "mean"] = "sum"
+    """Over a reference's tokens, for kind "references"; the mean does not favour short ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,8 @@ def evaluate(
     *,
     on_progress: Callable[[Progress], None] | None = None,
     restart: bool = False,
+    stop: threading.Event | None = None,
+    batch: int = BATCH,
 ) -> Records:
     """Evaluate and write the file; the same call after an interruption goes on where it was.
 
@@ -83,9 +90,12 @@ def evaluate(
         path: the .parquet file to write.
         on_progress: told after every batch.
         restart: forget what an interrupted run left.
+        stop: ends it after the batch under way; what was done stays beside the file.
+        batch: questions that are read together, and between two looks at the disk.
 
     Raises:
         InputError: nothing to evaluate, data unfit for the kind, or an unfinished run with other settings.
+        CancelledError: `stop` was set.
         UqchatError: the model failed; what was done stays.
     """
     if not questions:
@@ -96,11 +106,13 @@ def evaluate(
     done = writer.done
     todo = [(s, q) for s in range(plan.samples + 1) for q in questions if (q.set, q.id, plan.style, s) not in done]
     begun, total = time.monotonic(), len(todo)
-    for start in range(0, total, BATCH):
-        batch = todo[start : start + BATCH]
-        for sample in sorted({sample for sample, _ in batch}):
-            writer.add(list(evaluated(model, [q for s, q in batch if s == sample], plan, sample)))
-        count = min(start + BATCH, total)
+    for start in range(0, total, batch):
+        if stop is not None and stop.is_set():
+            raise CancelledError("The evaluation was cancelled; the same one begun again goes on from here.")
+        part = todo[start : start + batch]
+        for sample in sorted({sample for sample, _ in part}):
+            writer.add(list(evaluated(model, [q for s, q in part if s == sample], plan, sample)))
+        count = min(start + batch, total)
         left = (time.monotonic() - begun) / count * (total - count)
         if on_progress:
             on_progress(Progress(len(done) + count, len(done) + total, left))
@@ -172,28 +184,37 @@ def _chosen(
     plan: Plan,
     candidates: Sequence[Sequence[str]],
 ) -> Iterator[Record]:
-    """The likeliest candidate of each question is its answer, with the risks that the estimators give it."""
+    """The likeliest candidate of each question is its answer, with the risks that the estimators give it.
+
+    All candidates are read for their probability alone; the estimators read only the one that became the answer.
+    """
     pairs = [(asked, text) for asked, texts in zip(messages, candidates, strict=True) for text in texts]
-    answers = iter(model.scores([asked for asked, _ in pairs], [text for _, text in pairs], plan.estimators))
-    for question, texts in zip(questions, candidates, strict=True):
-        read = [next(answers) for _ in texts]
-        best, share = likeliest(read)
+    read = iter(model.scores([asked for asked, _ in pairs], [text for _, text in pairs], ()))
+    found = [likeliest([next(read) for _ in texts], plan) for texts in candidates]
+    chosen = [texts[best] for texts, (best, _, _) in zip(candidates, found, strict=True)]
+    answers = model.scores(messages, chosen, plan.estimators)
+    for question, answer, text, (best, share, seconds) in zip(questions, answers, chosen, found, strict=True):
         if plan.kind == "choice":
             is_error, references = best != question.answer_index, (question.choices[question.answer_index or 0],)
+            text = f"{text}. {question.choices[best]}"
         else:
             is_error, references = best >= len(question.references), question.references
-        record = record_of(model, replace(question, references=references), read[best], plan, is_error)
-        text = f"{texts[best]}. {question.choices[best]}" if plan.kind == "choice" else texts[best]
-        seconds = math.fsum(answer.timings.total for answer in read)
+        record = record_of(model, replace(question, references=references), answer, plan, is_error)
         risks = {**record.risks, CHOICE: Risk(1 - share, -math.log(max(share, 1e-300)))}
-        yield replace(record, answer=text, seconds=seconds, risks=risks)
+        yield replace(record, answer=text, seconds=record.seconds + seconds, risks=risks)
 
 
-def likeliest(answers: Sequence[Answer]) -> tuple[int, float]:
-    """The answer with the largest log-probability, summed over its tokens, and its share among all of them."""
+def likeliest(answers: Sequence[Answer], plan: Plan) -> tuple[int, float, float]:
+    """The answer with the largest log-probability, its share among all of them, and the seconds they took.
+
+    Letters and, with likelihood "sum", references are compared by the log-probability of all of their tokens.
+    """
     totals = [math.fsum(token.logprob for token in answer.tokens) for answer in answers]
+    if plan.kind == "references" and plan.likelihood == "mean":
+        totals = [total / len(answer.tokens) for total, answer in zip(totals, answers, strict=True)]
     best = max(range(len(totals)), key=totals.__getitem__)
-    return best, 1 / math.fsum(math.exp(total - totals[best]) for total in totals)
+    share = 1 / math.fsum(math.exp(total - totals[best]) for total in totals)
+    return best, share, math.fsum(answer.timings.total for answer in answers)
 
 
 def record_of(model: Model, question: Question, answer: Answer, plan: Plan, is_error: bool | None) -> Record:
@@ -213,8 +234,12 @@ def record_of(model: Model, question: Question, answer: Answer, plan: Plan, is_e
         tokens=answer.tokens,
         seconds=answer.timings.total,
         model=model.name,
-        versions={"uqchat": __version__, "calibrations": scopes, "kind": plan.kind or "open"},
+        versions={"uqchat": __version__, "calibrations": scopes, "kind": _how(plan)},
     )
+
+
+def _how(plan: Plan) -> str:
+    return f"references by {plan.likelihood}" if plan.kind == "references" else plan.kind or "open"
 
 
 def accuracy(records: Records, rows: Iterable[int] | None = None) -> float:

@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,7 +70,7 @@ def read_questions(source: str, mapping: Mapping[str, str] | None = None, limit:
     unknown = sorted(set(mapping or {}) - set(NAMES))
     if unknown:
         raise InputError(f"{unknown[0]!r} is no field; columns can be mapped to {', '.join(NAMES)}.")
-    rows = list(hub_rows(source) if source.startswith("hub:") else file_rows(Path(source)))
+    rows = list(_rows(source))
     if not rows:
         raise InputError(f"{source} holds no row.")
     found = [_question(row, mapping or {}, name, number) for number, row in enumerate(rows)]
@@ -77,6 +78,18 @@ def read_questions(source: str, mapping: Mapping[str, str] | None = None, limit:
         kept = sorted(random.Random(0).sample(range(len(found)), limit))
         found = [found[i] for i in kept]
     return found
+
+
+def source_rows(source: str, count: int) -> list[dict[str, Any]]:
+    """The first rows of a file or data set, as they are. Raises InputError when it cannot be read or holds none."""
+    found = list(islice(_rows(source), count))
+    if not found:
+        raise InputError(f"{Path(source).name} holds no row.")
+    return found
+
+
+def _rows(source: str) -> Iterable[dict[str, Any]]:
+    return hub_rows(source) if source.startswith("hub:") else file_rows(Path(source))
 
 
 def file_rows(path: Path) -> Iterator[dict[str, Any]]:

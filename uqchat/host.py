@@ -245,6 +245,27 @@ class ModelHost:
             self._require_offered(estimators)
             return model.score(messages, answer, estimators, stop=stop, on_queue=on_queue)
 
+    @property
+    def name(self) -> str:
+        """The model's; '' without one."""
+        return self._status.model or ""
+
+    def answers(
+        self, list_of_messages: Sequence[Any], estimators: Sequence[str], generation: GenerationConfig
+    ) -> list[Answer]:
+        """As `LanguageModel.answers`; a batch counts as one running answer. Raises BusyError as `stream`."""
+        with self._admitted() as model:
+            self._require_offered(estimators)
+            return model.answers(list_of_messages, estimators, generation)
+
+    def scores(
+        self, list_of_messages: Sequence[Any], answers: Sequence[Any], estimators: Sequence[str]
+    ) -> list[Answer]:
+        """As `LanguageModel.scores`; a batch counts as one running answer. Raises BusyError as `stream`."""
+        with self._admitted() as model:
+            self._require_offered(estimators)
+            return model.scores(list_of_messages, answers, estimators)
+
     def _require_offered(self, estimators: Iterable[str]) -> None:
         """Where models may not be changed, no visitor makes this machine read a folder or fetch from the Hub."""
         offered = [offer.name for offer in self._status.offers]

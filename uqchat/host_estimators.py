@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 class Offer:
     """An estimator as it is listed. `card` is Markdown, `refusal` says why this model cannot serve it.
 
-    `is_costly`: it reads on when the answer is whole, so it runs only for who asks for it. `is_added`: named on the
-    page, by folder or Hub id. `scope` and `answer_scope` name what tokens' and answers' values are calibrated on.
+    `is_costly`: it reads on when the answer is whole, or runs more rows beside it, which `cost` tells in a few words:
+    so it runs only for who asks for it. `is_added`: named on the page, by folder or Hub id. `scope` and `answer_scope`
+    name what tokens' and answers' values are calibrated on.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Offer:
     is_added: bool = False
     scope: str | None = None
     answer_scope: str | None = None
+    cost: str = ""
 
 
 def offers_of(model: LanguageModel, added: Iterable[str] = ()) -> tuple[Offer, ...]:
@@ -60,7 +62,8 @@ def _offer(model: LanguageModel, choice: EstimatorChoice, is_added: bool = False
     fitted = one.calibrations
     return Offer(
         *facts,
-        is_costly=one.reads_on,
+        is_costly=bool(one.reads_on or one.cost),
+        cost=one.cost,
         is_added=is_added,
         scope=fitted.token.scope.name if fitted and fitted.token else None,
         answer_scope=fitted.answer.scope.name if fitted and fitted.answer else None,

@@ -1,9 +1,9 @@
 """Evaluated answers: one Parquet file per run, a row per answer. Knows no model and no interface.
 
 Columns: `question_id`, `set`, `category`, `question`, `answer`, `references` (list), `is_error` (true, false or null),
-`style`, `sample` (0: the first answer to its question), per estimator `risk_<name>` in [0, 1] and `raw_<name>`,
-`outside_scope` (JSON: estimator -> why its calibration does not hold), `tokens` (JSON), `seconds`, `model`, `versions`
-(JSON).
+`style`, `sample` (0: the first answer to its question), `split` ("calibration" where it only certifies thresholds, see
+`records_split`), per estimator `risk_<name>` in [0, 1] and `raw_<name>`, `outside_scope` (JSON: estimator -> why its
+calibration does not hold), `tokens` (JSON), `seconds`, `model`, `versions` (JSON).
 Files of other makers need `question`, `answer`, `is_error` and one `risk_<name>`; CSV and JSON lines are read too.
 """
 
@@ -36,6 +36,7 @@ FIELDS = pa.schema(
         ("is_error", pa.bool_()),
         ("style", pa.string()),
         ("sample", pa.int32()),
+        ("split", pa.string()),
         ("outside_scope", pa.string()),
         ("tokens", pa.string()),
         ("seconds", pa.float64()),
@@ -60,6 +61,7 @@ class Record:
     references: tuple[str, ...] = ()
     style: str = ""
     sample: int = 0
+    split: str = ""
     outside_scope: Mapping[str, str] = field(default_factory=dict)
     tokens: tuple[ScoredToken, ...] = ()
     seconds: float = math.nan

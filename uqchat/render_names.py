@@ -34,6 +34,7 @@ class Named:
     scope: str | None = None
 
 
+VOTES = ("nats of mutual information between token and voter", "mutual information / ln n")
 BUILT_IN: dict[str, Named] = {
     "entropy": Named("Entropy", "nats", "1 - exp(-entropy)"),
     "max_prob": Named("Maximum probability", "nats, -log of the largest probability", "1 - largest probability"),
@@ -41,10 +42,14 @@ BUILT_IN: dict[str, Named] = {
     "rauq": Named("RAUQ", "1 - log of the probability carried along", "1 - probability carried along by attention"),
     "lookback": Named("Lookback ratio", "share of attention on the answer's own words", "the share itself"),
     "query_zero_shot": Named("Query, untrained", "log odds of the reply no", "1 / (1 + exp(-log odds))"),
+    "vote_instant": Named("Vote (instant)", *VOTES),
+    "dropout_instant": Named("Dropout (instant)", *VOTES),
     "uq_head": Named("UQ head", "logit of being wrong", "1 / (1 + exp(-logit))"),
     "probe": Named("Probe", "log odds of being wrong", "1 / (1 + exp(-log odds))"),
     "query": Named("Query (LoRA + prompt)", "log odds of the reply no", "1 / (1 + exp(-log odds))"),
     "combination": Named("Combination", "log odds of being wrong", "1 / (1 + exp(-log odds))"),
+    "vote": Named("Vote", *VOTES),
+    "dropout": Named("Dropout", *VOTES),
 }
 UNTRAINED = ("entropy", "max_prob", "margin", "rauq")
 """What is listed until a model is there."""

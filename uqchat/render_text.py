@@ -126,3 +126,10 @@ def _close_link(self: Any, tokens: Sequence[Any], index: int, options: Any, env:
         if depth < 0:
             return "</a>" if is_web_link(str(token.attrGet("href") or "")) else "</span>"
     return ""
+
+
+def duration(seconds: float) -> str:
+    """A length of time in the largest unit that keeps two figures: 80 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -75,6 +75,15 @@ class Scorer:
         earlier = [(name, {i: risk for i, risk in risks.items() if i != step.index}) for name, risks in found]
         return self._revise(earlier) + self.tokens[-1:]
 
+    def late(self, step: TokenStep) -> list[ScoredToken]:
+        """A step once more, with what voters say of it that read behind the answer; tokens whose risks change."""
+        found = []
+        for number, (estimator, state) in enumerate(self._pairs()):
+            if estimator.lag != "never":
+                risks = self._calibrated[number].of_tokens(estimator.score_token(step, state))
+                found.append((estimator.name, risks))
+        return self._revise(found)
+
     def finish(self) -> list[ScoredToken]:
         """The answer is whole, or was stopped: tokens whose risks change once more."""
         changed = {}

@@ -85,7 +85,10 @@ class AnswerCalibration:
             return risks
         values = self._token.apply([risk.raw for risk in risks.values()])
         name = self._name(self._token)
-        return {i: Risk(float(v), risk.raw, name) for (i, risk), v in zip(risks.items(), values, strict=True)}
+        return {
+            i: replace(risk, value=float(v), calibration=name)
+            for (i, risk), v in zip(risks.items(), values, strict=True)
+        }
 
     def of_answer(self, risk: Risk) -> Risk:
         """The answer's risk with a calibrated value; unchanged without a map for answers."""

@@ -28,7 +28,7 @@ class AnswerScores:
 
 def encode_scores(scores: AnswerScores) -> str:
     """A JSON list; every bit of the numbers stays."""
-    risks = {name: [risk.value, risk.raw, risk.calibration] for name, risk in scores.risks.items()}
+    risks = {name: _numbers(risk) for name, risk in scores.risks.items()}
     decision = scores.decision and asdict(scores.decision)
     return json.dumps([risks, scores.outside_scope, scores.failures, decision], separators=(",", ":"))
 
@@ -38,7 +38,7 @@ def decode_scores(text: str | None) -> AnswerScores:
     if text is None:
         return AnswerScores()
     risks, outside_scope, failures, *rest = json.loads(text)
-    found = {name: Risk(*risk) for name, risk in risks.items()}
+    found = {name: _risk(*risk) for name, risk in risks.items()}
     return AnswerScores(found, outside_scope, failures, as_decision(rest[0]) if rest and rest[0] else None)
 
 
@@ -66,7 +66,7 @@ def _row(token: ScoredToken) -> list[Any]:
         token.logprob,
         token.entropy,
         [[a.token_id, a.text, a.logprob] for a in token.alternatives],
-        {name: [risk.value, risk.raw, risk.calibration] for name, risk in token.risks.items()},
+        {name: _numbers(risk) for name, risk in token.risks.items()},
         token.is_reasoning + 2 * token.is_end,
     ]
 
@@ -81,10 +81,18 @@ def _token(row: list[Any]) -> ScoredToken:
         logprob,
         entropy,
         tuple(Alternative(*alternative) for alternative in alternatives),
-        {name: Risk(*risk) for name, risk in risks.items()},
+        {name: _risk(*risk) for name, risk in risks.items()},
         bool(flags & 1),
         bool(flags & 2),
     )
+
+
+def _numbers(risk: Risk) -> list[Any]:
+    return [risk.value, risk.raw, risk.calibration, *([risk.voters] if risk.voters else [])]
+
+
+def _risk(value: float, raw: float, calibration: str | None, voters: Sequence[float] = ()) -> Risk:
+    return Risk(value, raw, calibration, tuple(voters))
 
 
 class TokenCache:

@@ -19,23 +19,31 @@ h1 { font-size: 1.4rem; overflow-wrap: anywhere; }
 
 def to_html(chat: ChatInfo, messages: Sequence[StoredMessage], view: RiskView) -> bytes:
     """The messages in order, tokens coloured as in `view`. The page forbids itself scripts and requests."""
+    body = "".join(_message(message, view) for message in messages if message.role != "system")
+    return standalone(
+        chat.title,
+        f"""<p class="uq-note">Exported from uqchat on {chat.updated_at:%Y-%m-%d}.</p>
+{legend_html(view.estimator, view)}
+<main class="uq-messages">{body}</main>""",
+    )
+
+
+def standalone(title: str, body: str) -> bytes:
+    """A page with the app's style and nothing else: it forbids itself scripts and requests. `body` is HTML."""
     style = (ASSETS / "uqchat.css").read_text(encoding="utf-8") + _STYLE
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    body = "".join(_message(message, view) for message in messages if message.role != "system")
     page = f"""<!doctype html>
 <html lang="">
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{encode(chat.title)}</title>
+<title>{encode(title)}</title>
 <style>{style}</style>
 </head>
 <body>
-<h1>{encode(chat.title)}</h1>
-<p class="uq-note">Exported from uqchat on {chat.updated_at:%Y-%m-%d}.</p>
-{legend_html(view.estimator, view)}
-<main class="uq-messages">{body}</main>
+<h1>{encode(title)}</h1>
+{body}
 </body>
 </html>
 """

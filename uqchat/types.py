@@ -83,6 +83,28 @@ def _text_part(part: Any, position: int) -> TextPart:
 
 
 @dataclass(frozen=True, slots=True)
+class Ensemble:
+    """Voters beside an answer: each reads the prompt and every chosen token as a row of its own."""
+
+    members: tuple[str, ...]
+    """Names of adapters, one for each voter."""
+    prediction: Literal["base", "mean"] = "base"
+    """Whose distribution is shown and sampled: the answer's own row's, or the mean of the voters'."""
+
+
+@dataclass(frozen=True, slots=True)
+class Votes:
+    """What an ensemble says of one token: of the voters' distributions at temperature 1, from their raw logits."""
+
+    mutual_information: float
+    """Nats, 0 to ln n: entropy of the mean distribution less the mean of the entropies."""
+    vote_share: float
+    """Share of the voters whose likeliest token this is."""
+    probabilities: tuple[float, ...]
+    """Of this token, by each voter."""
+
+
+@dataclass(frozen=True, slots=True)
 class Signals:
     """What an estimator needs of each step. The engine captures the union of all that are asked for."""
 
@@ -104,6 +126,10 @@ class Signals:
     """The id that was read at the position."""
     watched_ids: tuple[int, ...] | range = ()
     """Ids whose log-probabilities are wanted, chosen or not."""
+    ensembles: tuple[Ensemble, ...] = ()
+    """Voters that are to judge each token."""
+    voter_rows: int = 0
+    """Of a source of steps: how many voters it can run beside an answer."""
 
     def __or__(self, other: Signals) -> Signals:
         askers = [s for s in (self, other) if s.has_attention]
@@ -120,7 +146,13 @@ class Signals:
             prompt_attention=self.prompt_attention or other.prompt_attention,
             input_ids=self.input_ids or other.input_ids,
             watched_ids=tuple(dict.fromkeys((*self.watched_ids, *other.watched_ids))),
+            ensembles=tuple(dict.fromkeys((*self.ensembles, *other.ensembles))),
         )
+
+    @property
+    def voters(self) -> tuple[str, ...]:
+        """Adapters of all voters, each once."""
+        return tuple(dict.fromkeys(name for ensemble in self.ensembles for name in ensemble.members))
 
     @property
     def has_attention(self) -> bool:
@@ -148,9 +180,15 @@ class Signals:
                 (f"hidden states of layer {', '.join(map(str, absent_layers))}", bool(absent_layers)),
                 ("attention weights", self._num_lags > available._num_lags),
                 ("log-probabilities of given tokens", any(i not in available.watched_ids for i in self.watched_ids)),
+                (_voters_missing(len(self.voters), available), len(self.voters) > available.voter_rows),
             )
             if is_missing
         ]
+
+
+def _voters_missing(count: int, available: Signals) -> str:
+    at_most = f" (at most {available.voter_rows})" if available.voter_rows else ""
+    return f"room for {count} voters beside an answer{at_most}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +215,8 @@ class StepSignals:
     """(len(watched_ids),), float32, nats, from the raw logits at temperature 1; not on prompt rows."""
     watched_ids: tuple[int, ...] = ()
     """Whose they are: all that the answer's estimators asked for, in that order, each once."""
+    votes: Mapping[Ensemble, Votes] = field(default_factory=dict)
+    """What each ensemble says of the token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,11 +254,13 @@ class Risk:
     """`value` in [0, 1], higher is riskier; `raw` in the estimator's own unit.
 
     `calibration` names the scope in which `value` is a probability of error; None means a fixed, uncalibrated map.
+    `voters`: where an ensemble judged the token, the probability that each of its members gives it.
     """
 
     value: float
     raw: float
     calibration: str | None = None
+    voters: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,5 +354,10 @@ class Answer:
     """What the policy that was asked for made of it."""
 
     def to_json(self) -> dict[str, Any]:
-        """The answer as plain dicts and lists, ready for `json.dumps`."""
-        return asdict(self)
+        """The answer as plain dicts and lists, ready for `json.dumps`; "voters" only where there were any."""
+        plain = asdict(self)
+        for risks in (plain["risks"], *(token["risks"] for token in plain["tokens"])):
+            for risk in risks.values():
+                if not risk["voters"]:
+                    del risk["voters"]
+        return plain

@@ -210,3 +210,22 @@ def test_an_unknown_statistic_is_refused() -> None:
 def test_a_combination_reads_on_only_where_a_member_does() -> None:
     assert combined(False, (Member("asking"),), asking=Asking()).reads_on
     assert not combined().reads_on
+
+
+def test_a_word_is_as_risky_as_its_riskiest_token_as_soon_as_that_is_known() -> None:
+    texts = ["The", " Bish", "ke", "q", " ", "1", "2", "."]
+    entropies = [0.5, 1.0, 3.0, 2.0, 0.1, 0.2, 0.4, 5.0]
+    formula = Formula((1.0,), 0.0)
+    one = Combination((Member("entropy"),), {"entropy": Entropy()}, formula, formula, Origin(), is_by_word=True)
+    scorer, seen, start = Scorer([one]), [], 0
+    for index, (text, entropy) in enumerate(zip(texts, entropies, strict=True)):
+        span = (start, start + len(text))
+        seen.append([t.index for t in scorer.push(TokenStep(index, index, text, span, -1.0, entropy, ()))])
+        start = span[1]
+    scorer.finish()
+    # By hand: Bishkeq is three tokens, 12 two; a space and the full stop stand alone.
+    expected = [0.5, 3.0, 3.0, 3.0, 0.1, 0.4, 0.4, 5.0]
+    assert [token.risks["combination"].raw for token in scorer.tokens] == expected
+    assert seen == [[0], [1], [1, 2], [3], [4], [5], [5, 6], [7]]
+    # The answer's own score is of the tokens as they are.
+    assert scorer.answer_scores()[0]["combination"].raw == pytest.approx(sum(entropies) / 8)

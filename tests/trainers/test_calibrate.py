@@ -159,3 +159,21 @@ def test_every_untrained_estimator_of_tokens_can_be_replayed_or_says_why(cache: 
             assert len(list(replay(cache, [opened.uncalibrated(kind.name)]))) == 60
         except InputError as error:
             assert kind.label in str(error)
+
+
+def test_a_full_disk_leaves_no_half_file_of_risks(
+    tmp_path: Path, cache: FeatureCache, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estimators = [opened.uncalibrated("entropy")]
+    assert write_risks(tmp_path / "risks.jsonl", [cache], estimators, {}, ["train"]) == 60
+    before = (tmp_path / "risks.jsonl").read_text()
+
+    def full(number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trainers.answers.os.fsync", full)
+    for name in ("risks.jsonl", "other.jsonl"):
+        with pytest.raises(InputError, match="No space left on device"):
+            write_risks(tmp_path / name, [cache], estimators, {}, ["train"])
+    assert [path.name for path in tmp_path.iterdir()] == ["risks.jsonl"]
+    assert (tmp_path / "risks.jsonl").read_text() == before

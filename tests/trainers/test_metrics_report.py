@@ -138,3 +138,35 @@ def test_records_are_read_without_the_further_answers_to_a_question(tmp_path: Pa
 def test_no_labelled_answer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No labelled answer"):
         read_graded([written(tmp_path, [{"set": "a", "is_error": None, "risks": {}}])])
+
+
+def test_cards_get_held_out_figures_beside_entropy_and_a_second_report_takes_their_place(tmp_path: Path) -> None:
+    content = rows()
+    for row in content:
+        row["risks"]["entropy"] = row["risks"].pop("poor")
+    card = tmp_path / "cards" / "good" / "README.md"
+    card.parent.mkdir(parents=True)
+    card.write_text("# Good\n\n| Seed | 0 |\n")
+    arguments = ["report", "--risks", str(written(tmp_path, content)), "--in-domain", "easy,hard", "--samples", "20"]
+    arguments += ["--baseline", "entropy", "--metrics", "auroc", "--cards", str(card.parents[1])]
+    for _ in range(2):
+        assert main([*arguments, "--out", str(tmp_path / "report")]) == 0
+    text = card.read_text()
+    cells = json.loads((tmp_path / "report" / "report.json").read_text())["page"]["auroc"]
+    value, other = (cells[name]["in domain"]["value"] for name in ("good", "entropy"))
+    line = next(line for line in text.splitlines() if line.startswith("| page | AUROC | in domain"))
+    assert f"| {value:.3f} [" in line and f"| {other:.3f} [" in line and line.endswith("over entropy |")
+    assert text.startswith("# Good\n\n| Seed | 0 |\n") and text.count("## On held-out questions") == 1
+    assert main([*arguments[:-1], str(tmp_path)]) == 1
+
+
+def test_lines_of_one_answer_from_several_files_are_one_answer(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    line = {"key": "q1", "set": "a", "is_error": True}
+    first.write_text(json.dumps(line | {"risks": {"x": 1.0}}) + "\n")
+    second.write_text(
+        json.dumps(line | {"risks": {"y": 2.0}}) + "\n" + json.dumps(line | {"key": "q2", "risks": {"y": 3.0}}) + "\n"
+    )
+    graded = read_graded([first, second])
+    assert graded.raw["x"].tolist()[:1] == [1.0] and np.isnan(graded.raw["x"][1])
+    assert graded.raw["y"].tolist() == [2.0, 3.0]

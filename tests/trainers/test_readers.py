@@ -104,6 +104,9 @@ def test_given_answers_get_their_features_by_teacher_forcing(tmp_path: Path) -> 
     again = ["data", "features", "--answers", str(tmp_path / "out"), "--out", str(tmp_path / "again"), "--layers", "0"]
     assert main([*again, *common]) == 0
     assert FeatureCache.open(tmp_path / "again").answers == cache.answers
+    again[5] = str(tmp_path / "first")
+    assert main([*again, "--limit", "1", *common]) == 0
+    assert FeatureCache.open(tmp_path / "first").answers == cache.answers[:1]
 
 
 def test_files_of_a_folder_are_read_in_order_and_damage_is_named(tmp_path: Path) -> None:

@@ -31,3 +31,14 @@ def test_a_record_holds_the_calibrated_risk_its_scope_and_the_tokens(tmp_path: P
         assert risk.calibration == (None if record.outside_scope else "made")
         assert record.tokens == one.tokens and record.answer == one.answer.text
         assert (record.model, record.is_error, record.style) == ("tiny", one.answer.is_error, one.answer.style)
+
+
+def test_an_estimator_can_be_called_otherwise_or_by_its_riskiest_token(tmp_path: Path) -> None:
+    model = make_model()
+    cache, opened = make_tiny_cache(tmp_path / "tiny", model, count=24), Opened(model.info)
+    estimators = [opened.uncalibrated(name) for name in ("entropy", "entropy:max", "doubt=entropy:max")]
+    assert [one.name for one in estimators] == ["entropy", "entropy:max", "doubt"]
+    for scored in replay(cache, estimators):
+        own = [token.risks["entropy"].raw for token in scored.tokens if not token.is_end]
+        assert scored.risks["entropy:max"].raw == scored.risks["doubt"].raw == max(own)
+        assert scored.risks["entropy"].raw == pytest.approx(np.mean(own))

@@ -10,7 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from trainers.__main__ import main
-from trainers.selective_table import BEGIN, END, accuracy_table, certified_table, doubling, tries_table
+from trainers.selective_table import (
+    BEGIN,
+    END,
+    accuracy_table,
+    certified_table,
+    doubling,
+    section,
+    shipped_table,
+    tries_table,
+)
 from uqchat.records import read_records
 
 
@@ -53,7 +62,20 @@ def test_of_several_answers_the_surest_and_the_riskiest_are_counted(tmp_path: Pa
     names = {"question_id": ["a", "a", "a", "b", "b", "b"], "sample": [0, 1, 2, 0, 1, 2]}
     row = cells(tries_table(read_records(write(tmp_path / "r.parquet", risk, wrong, **names))))
     # Median of the first risks is 0.35: a needs two answers, b one.
-    assert row == ["x", "50.0%", "100.0%", "0.0%", "100.0%", "1.50"]
+    # For both questions the riskiest is wrong and the surest right; trying again mends the first answer to a alone.
+    assert row == ["x", "50.0%", "100.0%", "0.0%", "+100 [+100, +100]", "100.0%", "+50 [+0, +100]", "1.50"]
+
+
+def test_what_ships_certifies_by_its_marked_answers_alone(tmp_path: Path) -> None:
+    """600 marked answers right up to a risk of .5; of the 400 others, all right, half are answered."""
+    risk = np.r_[np.linspace(0, 1, 600), np.linspace(0, 1, 400)]
+    wrong = np.r_[np.linspace(0, 1, 600) > 0.5, np.zeros(400)]
+    split = ["calibration"] * 600 + ["eval"] * 400
+    records = read_records(write(tmp_path / "r.parquet", risk, wrong, split=split))
+    row = cells(shipped_table(records))
+    assert 50 < float(row[1].split("%")[0]) < 57 and row[1].endswith("0% wrong")
+    text = section(records, 2)
+    assert text.startswith("`r`: 400 questions, 100.0% right.") and "the 600 answers that certify" in text
 
 
 def test_the_tables_are_written_between_the_marks_and_nowhere_else(
@@ -65,7 +87,7 @@ def test_the_tables_are_written_between_the_marks_and_nowhere_else(
     command = ["selective", "--records", str(file), "--splits", "3", "--into", str(page)]
     assert main(command) == 0
     text = page.read_text()
-    assert text.startswith(f"before\n{BEGIN}\n`r`: 40 answers, 50.0% right.") and text.endswith(f"{END}\nafter\n")
+    assert text.startswith(f"before\n{BEGIN}\n`r`: 40 questions, 50.0% right.") and text.endswith(f"{END}\nafter\n")
     assert "old" not in text
     page.write_text("no marks")
     assert main(command) == 1 and "no marks" in page.read_text()

@@ -11,7 +11,8 @@ import gradio as gr
 import numpy as np
 import pytest
 
-from tests.ui.conftest import FakeRequest, Tab, event
+from tests.doubles import ScriptedHost
+from tests.ui.conftest import FakeRequest, Tab, event, value_of
 from uqchat.ui.page import Page
 
 
@@ -46,7 +47,7 @@ def test_the_shipped_records_open_at_once(page: Page) -> None:
 
 def test_own_records_are_drawn_and_their_questions_open(page: Page, tmp_path: Path) -> None:
     request, play = FakeRequest(), page.playground
-    drawn = sent(page, play.on_upload(request, str(csv_of(tmp_path / "mine.csv"))))
+    drawn = sent(page, page.uploads.on_upload(request, str(csv_of(tmp_path / "mine.csv"))))
     assert [curve["key"] for curve in drawn["curves"]] == ["mine: own"]
     tables = play.on_settle(request, event("settle", {"curve": "mine: own", "rank": 5}))
     html = tables[page.widgets.playground.table]
@@ -56,12 +57,101 @@ def test_own_records_are_drawn_and_their_questions_open(page: Page, tmp_path: Pa
 
 
 def test_columns_of_other_names_are_asked_about_and_then_used(page: Page, tmp_path: Path) -> None:
-    request, play, parts = FakeRequest(), page.playground, page.widgets.playground
-    asked = play.on_upload(request, str(csv_of(tmp_path / "other.csv", "prompt,output,wrong,uncertainty")))
+    request, parts = FakeRequest(), page.widgets.playground
+    asked = page.uploads.on_upload(request, str(csv_of(tmp_path / "other.csv", "prompt,output,wrong,uncertainty")))
     assert "no column question" in asked[parts.notes]
-    assert [asked[one].value for one in parts.columns] == ["prompt", "output", "wrong", "uncertainty"]
-    drawn = sent(page, play.on_use(request, "prompt", "output", "wrong", "uncertainty"))
-    assert drawn["curves"][0]["key"] == "other: own"
+    assert [asked[one].value for one in parts.columns] == ["prompt", "output", "", "wrong", "uncertainty"]
+    assert "<td>q0</td>" in asked[parts.preview]
+    last = used(page, request, "prompt", "output", "", "wrong", "uncertainty")
+    assert sent(page, last)["curves"][0]["key"] == "other: own"
+
+
+def used(page: Page, request: FakeRequest, *columns: str, kind: str = "") -> dict[Any, Any]:
+    """What the page is left with when the columns were named and all is done."""
+    return list(page.uploads.on_use(request, kind, 200, "page", *columns))[-1]
+
+
+def test_questions_are_answered_by_the_model_and_drawn(page: Page, tmp_path: Path) -> None:
+    """The scripted model always says "Paris is the capital of France."."""
+    path = tmp_path / "mine.jsonl"
+    rows = [{"q": f"{i}?", "gold": ["Paris"] if i % 2 else ["Lyon"], "category": "x"} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    request, parts = FakeRequest(), page.widgets.playground
+    asked = page.uploads.on_upload(request, str(path))
+    assert asked[parts.mapping].visible and "no column question" in asked[parts.notes]
+    updates = used(page, request, "q", "", "gold", "", "")
+    curve = sent(page, updates)["curves"][0]
+    assert curve["run"] == "mine-open-page" and curve["estimator"] == "entropy"
+    assert Path(updates[parts.keep].value["path"]).suffix == ".parquet"
+    run = page.playground.board(request).uploads["mine-open-page"]
+    assert run.is_error.tolist() == [1, 0] * 20 and run.row(0).answer == "Paris is the capital of France."
+
+
+def test_ready_answers_are_scored_by_the_model_and_graded(page: Page, tmp_path: Path) -> None:
+    path = tmp_path / "ready.csv"
+    path.write_text("question,answer,references\nCapital of France?,Paris is it,Paris\nOf Italy?,Paris is it,Rome\n")
+    request = FakeRequest()
+    page.uploads.on_upload(request, str(path))
+    used(page, request, "question", "answer", "references", "", "")
+    run = page.playground.board(request).uploads["ready-given-page"]
+    assert run.is_error.tolist() == [0, 1] and run.row(1).answer == "Paris is it" and "entropy" in run.estimators
+
+
+def test_a_running_evaluation_is_cancelled_and_goes_on_later(make_page: Callable[..., Page], tmp_path: Path) -> None:
+    page = make_page(ScriptedHost("one two three", hold_after=1), data_dir=tmp_path)
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{i}?", "references": ["one"]}) + "\n" for i in range(40)))
+    request, parts = FakeRequest(), page.widgets.playground
+    page.uploads.on_upload(request, str(path))
+    columns = ("question", "", "references", "", "")
+    steps = page.uploads.on_use(request, "", 200, "page", *columns)
+    assert "0 of 40 answers" in next(steps)[parts.progress]
+    with pytest.raises(gr.Error, match="running already"):
+        used(page, request, *columns)
+    page.uploads.on_cancel(request)
+    page.chat._services.host.release()
+    assert "was cancelled" in list(steps)[-1][parts.progress]
+    assert sent(page, used(page, request, *columns))["curves"][0]["run"] == "mine-open-page"
+
+
+def test_columns_that_cannot_be_used_are_explained(page: Page, tmp_path: Path) -> None:
+    request = FakeRequest()
+    with pytest.raises(gr.Error, match="Upload a file first"):
+        used(page, request, "question", "", "", "", "")
+    page.uploads.on_upload(request, str(csv_of(tmp_path / "other.csv", "prompt,output,wrong,uncertainty")))
+    for columns, words in (
+        (("", "", "", "", ""), "holds the question"),
+        (("prompt", "", "", "", "uncertainty"), "grade too"),
+        (("prompt", "", "", "", ""), "references in every row"),
+        (("prompt", "output", "uncertainty", "output", ""), "is_error must be"),
+    ):
+        with pytest.raises(gr.Error, match=words):
+            used(page, request, *columns)
+
+
+@pytest.mark.parametrize("name", ["/etc", "../x", "assets/records", "a/b/c", ""])
+def test_the_field_for_the_hub_reads_no_folder_of_the_server(page: Page, name: str) -> None:
+    with pytest.raises(gr.Error, match="data set"):
+        page.uploads.on_source(FakeRequest(), name)
+
+
+def test_an_exported_policy_is_imported_as_the_next_version(page: Page, tmp_path: Path) -> None:
+    tab = Tab(page)
+    tab.open()
+    page.uploads.on_upload(tab.request, str(csv_of(tmp_path / "mine.csv")))
+    costs = {"wrong": 3, "refusal": 0.5, "withheld": 0, "hand_over": 0.4}
+    place = json.dumps({"curve": "mine: own", "rank": 7, "costs": costs})
+    updates = page.playground.on_export(tab.request, "Policy JSON", place, "careful", "mark", 4, "")
+    file = value_of(updates[page.widgets.playground.download])["path"]
+    assert json.loads(Path(file).read_text())["costs"] == costs
+    for version in (1, 2):
+        said = page.policies.on_import(tab.request, tab.kept, file)
+        assert f"careful@{version} is kept" in said[page.widgets.playground.said]
+    assert ("careful, version 2", "careful@2") in said[page.widgets.policy.chosen].choices
+    assert tab.session.policy == ""
+    (tmp_path / "no.json").write_text("{}")
+    with pytest.raises(gr.Error, match="no usable policy"):
+        page.policies.on_import(tab.request, tab.kept, str(tmp_path / "no.json"))
 
 
 @pytest.mark.parametrize(
@@ -70,7 +160,7 @@ def test_columns_of_other_names_are_asked_about_and_then_used(page: Page, tmp_pa
 def test_one_row_all_wrong_and_all_right_are_drawn_with_a_word(page: Page, tmp_path: Path, rows: list[str]) -> None:
     path = tmp_path / "few.csv"
     path.write_text("question,answer,is_error,risk_own\n" + "\n".join(rows) + "\n")
-    updates = page.playground.on_upload(FakeRequest(), str(path))
+    updates = page.uploads.on_upload(FakeRequest(), str(path))
     assert sent(page, updates)["curves"][0]["count"] == len(rows)
     assert "graded answer" in updates[page.widgets.playground.notes]
 
@@ -79,12 +169,12 @@ def test_a_broken_file_is_explained(page: Page, tmp_path: Path) -> None:
     path = tmp_path / "broken.parquet"
     path.write_bytes(b"not parquet")
     with pytest.raises(gr.Error, match="cannot be read"):
-        page.playground.on_upload(FakeRequest(), str(path))
+        page.uploads.on_upload(FakeRequest(), str(path))
 
 
 def test_a_forged_place_is_refused(page: Page, tmp_path: Path) -> None:
     request, play = FakeRequest(), page.playground
-    play.on_upload(request, str(csv_of(tmp_path / "mine.csv")))
+    page.uploads.on_upload(request, str(csv_of(tmp_path / "mine.csv")))
     for data in (
         {"curve": "x", "rank": 1},
         {"curve": "mine: own", "rank": 10_000},
@@ -99,7 +189,7 @@ def test_a_forged_place_is_refused(page: Page, tmp_path: Path) -> None:
 def test_applying_a_threshold_makes_this_browser_obey_it(page: Page, tmp_path: Path) -> None:
     tab = Tab(page)
     tab.open()
-    page.playground.on_upload(tab.request, str(csv_of(tmp_path / "mine.csv")))
+    page.uploads.on_upload(tab.request, str(csv_of(tmp_path / "mine.csv")))
     place = json.dumps({"curve": "mine: own", "rank": 7})
     updates = page.policies.on_apply(tab.request, tab.kept, place, "careful", "mark", 4, "")
     choice = page.widgets.policy

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from uqchat.errors import InputError
 from uqchat.records import Records
 from uqchat.records_files import checked
+from uqchat.records_split import calibration_part
 from uqchat.ui.playground_data import (
     ERROR_LEVELS,
     Wish,
     make_curve,
     make_policy,
     opening,
-    parts,
     payload,
     questions,
     slices,
@@ -61,7 +61,16 @@ def test_the_two_parts_share_no_question_even_when_it_has_many_answers() -> None
     mine, other = ({ids[row] for row in found.rows} for found in (curve.calibration, curve.report))
     assert mine and other and not mine & other
     assert len(curve.calibration.rows) + len(curve.report.rows) == 500
-    assert (parts(records) == parts(run(np.zeros(500), np.ones(500), question_id=ids))).all()
+    other_grades = run(np.zeros(500), np.ones(500), question_id=ids)
+    assert (calibration_part(records) == calibration_part(other_grades)).all()
+
+
+def test_marked_answers_certify_and_others_join_them_up_to_three_fifths() -> None:
+    ids = [f"q{i}" for i in range(2000)]
+    for marked, share in ((0, 0.6), (600, 0.6), (1500, 0.75)):
+        split = ["calibration"] * marked + ["eval"] * (2000 - marked)
+        mine = calibration_part(run(np.linspace(0, 1, 2000), np.arange(2000) % 2, question_id=ids, split=split))
+        assert mine[:marked].all() and mine.mean() == pytest.approx(share, abs=0.03)
 
 
 @settings(deadline=None, max_examples=30)

@@ -7,7 +7,7 @@ quantised in any way. Knows no engine and no file format.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -48,11 +48,18 @@ class Dense:
 
 
 @dataclass(frozen=True, eq=False)
+class InputScale:
+    """A factor for every input feature, (in,): delta W = W (diag(factor) - 1), without a product of its own."""
+
+    factor: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Adapter:
     """Deltas of some linear layers, keyed by their names in `model.named_modules()`."""
 
     name: str
-    deltas: dict[str, LowRank | Dense]
+    deltas: dict[str, LowRank | Dense | InputScale]
 
 
 class AdapterSet:
@@ -62,6 +69,8 @@ class AdapterSet:
         self.model = model
         self._modules = dict(model.named_modules())
         self._adapters: dict[str, dict[str, LowRank | Dense]] = {}
+        self._scales: dict[str, dict[str, InputScale]] = {}
+        self._stacked: OrderedDict[tuple[object, ...], dict[str, Tensor]] = OrderedDict()  # of the rows that came last
         self.version = 0  # another one whenever adapters come or go
         self._plans: OrderedDict[tuple[str | None, ...], dict[str, RowDeltas]] = OrderedDict()
 
@@ -82,8 +91,15 @@ class AdapterSet:
         if adapter.name in self._adapters:
             raise InputError(f"There is an adapter {adapter.name!r} already; remove it first or choose another name.")
         check_adapter(adapter, self.model)
+        scales = {layer: delta for layer, delta in adapter.deltas.items() if isinstance(delta, InputScale)}
+        places = {layer: _place_of(self._modules[layer], self.model) for layer in scales}
+        self._scales[adapter.name] = {
+            layer: InputScale(one.factor.detach().to(*places[layer])) for layer, one in scales.items()
+        }
         self._adapters[adapter.name] = {
-            name: self._prepare(self._modules[name], delta) for name, delta in adapter.deltas.items()
+            name: self._prepare(self._modules[name], delta)
+            for name, delta in adapter.deltas.items()
+            if not isinstance(delta, InputScale)
         }
         self.version += 1
 
@@ -94,7 +110,7 @@ class AdapterSet:
             InputError: there is none of this name.
         """
         self._require(name)
-        del self._adapters[name]
+        del self._adapters[name], self._scales[name]
         self.version += 1
         for names in [names for names in self._plans if name in names]:
             del self._plans[names]
@@ -111,19 +127,40 @@ class AdapterSet:
         try:
             for name, deltas in self.deltas(names).items():
                 handles.append(self._modules[name].register_forward_hook(deltas))
+            for name, factors in self.scales(names).items():
+                handles.append(self._modules[name].register_forward_pre_hook(scaling(name, factors)))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
     def deltas_of(self, name: str) -> dict[str, LowRank | Dense]:
-        """An adapter's deltas by layer, ready to be computed with: any scale is part of `b`.
+        """An adapter's changes of weights by layer, ready to be computed with: any scale is part of `b`.
+
+        Its input scales are none of them, see `scales`.
 
         Raises:
             InputError: there is none of this name.
         """
         self._require(name)
         return self._adapters[name]
+
+    def scales(self, names: Sequence[str | None]) -> dict[str, Tensor]:
+        """Factors of the inputs of each layer that any row scales, (rows, 1, in); 1 for the others.
+
+        Raises:
+            InputError: an unknown name.
+        """
+        key = (self.version, *names)
+        if key not in self._stacked:
+            for name in names:
+                if name is not None:
+                    self._require(name)
+            self._stacked[key] = stack_scales([self._scales[name] if name is not None else {} for name in names])
+            while len(self._stacked) > KEPT_PLANS:
+                self._stacked.popitem(last=False)
+        self._stacked.move_to_end(key)
+        return self._stacked[key]
 
     def deltas(self, names: Sequence[str | None]) -> dict[str, RowDeltas]:
         """What the rows add to each layer that any of them changes."""
@@ -184,10 +221,13 @@ def linear_size(module: nn.Module) -> tuple[int, int] | None:
     return size if all(isinstance(number, int) for number in size) else None
 
 
-def _check_delta(where: str, delta: LowRank | Dense, size_out: int, size_in: int) -> None:
-    tensors = [delta.weight] if isinstance(delta, Dense) else [delta.a, delta.b]
+def _check_delta(where: str, delta: LowRank | Dense | InputScale, size_out: int, size_in: int) -> None:
+    tensors = [getattr(delta, name) for name in ("weight", "factor", "a", "b") if hasattr(delta, name)]
     shapes = [tuple(tensor.shape) for tensor in tensors]
-    if isinstance(delta, Dense):
+    if isinstance(delta, InputScale):
+        fits = shapes == [(size_in,)]
+        text = f"the factors are {shapes[0]}, the layer reads ({size_in},)"
+    elif isinstance(delta, Dense):
         fits = shapes == [(size_out, size_in)]
         text = f"the weight is {shapes[0]}, the layer takes ({size_out}, {size_in})"
     else:
@@ -209,6 +249,34 @@ def _place_of(layer: nn.Module, model: PreTrainedModel) -> tuple[torch.device, t
     device = model.device if tensor is None else tensor.device
     is_plain = isinstance(weight, Tensor) and weight.dtype in FLOATS
     return device, weight.dtype if is_plain else model.dtype
+
+
+def stack_scales(rows: Sequence[Mapping[str, InputScale]]) -> dict[str, Tensor]:
+    """(rows, 1, in) by layer, from what each row scales."""
+    first = {layer: one for row in rows for layer, one in row.items()}
+    plain = {layer: torch.ones_like(one.factor) for layer, one in first.items()}
+    return {
+        layer: torch.stack([row[layer].factor if layer in row else plain[layer] for row in rows])[:, None]
+        for layer in first
+    }
+
+
+def scaling(layer: str, factors: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    """A pre-hook of a layer that multiplies each row's input by its factors, (rows, 1, in)."""
+
+    def scale(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (scaled(layer, args[0], factors), *args[1:])
+
+    return scale
+
+
+def scaled(layer: str, x: Tensor, factors: Tensor) -> Tensor:
+    """x, (rows, T, in), times its rows' factors, (rows, 1, in). Raises InputError when rows cannot be told apart."""
+    if x.dim() != 3 or len(x) != len(factors):
+        raise InputError(
+            f"Layer {layer!r} got an input of shape {tuple(x.shape)}, but input scales are set for {len(factors)} rows."
+        )
+    return x * factors
 
 
 def row_deltas_of(layer: str, num_rows: int, users: list[tuple[LowRank | Dense, list[int]]]) -> RowDeltas:

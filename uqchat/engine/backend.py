@@ -24,12 +24,20 @@ class Request:
     signals: Signals = Signals()
     open_tag: ReasoningTags | None = None
     adapter: str | None = None
+    is_behind: bool = False
+    """Reads what another answer wrote; it makes way for those that are being written."""
 
     def is_twin_of(self, other: Request) -> bool:
         """Whether this one reads exactly what `other` reads, so that both can go on from the same logits."""
         mine, theirs = ((r.prompt_ids, r.forced_ids, r.adapter) for r in (self, other))
         wants_the_same = not self.signals.has_tensors or self.signals == other.signals
+        wants_the_same &= self.signals.ensembles == other.signals.ensembles
         return mine == theirs and not self.forced_ids and wants_the_same
+
+    @property
+    def companions(self) -> tuple[str, ...]:
+        """Adapters of the rows that run beside the answer's own: its voters, but for one that writes the answer."""
+        return tuple(name for name in self.signals.voters if name != self.adapter)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,13 +22,15 @@ from uqchat.engine.capture import available_signals
 from uqchat.engine.choose_forward import Choice, choose_forward
 from uqchat.engine.failure import explain, is_out_of_memory
 from uqchat.engine.forward import Forward
-from uqchat.engine.lineup import Lineup
+from uqchat.engine.lineup import MAX_ROWS, Lineup
 from uqchat.engine.memory import check_memory, free_memory
+from uqchat.engine.pace import Pace
 from uqchat.engine.row_signals import capture_for, keep_prompt, signals_of
 from uqchat.engine.rows import Row, Score
 from uqchat.engine.sampling import sample
 from uqchat.engine.scores import NUM_ALTERNATIVES, StepScores, Vocabulary, end_ids_of, score_logits
 from uqchat.engine.text import AnswerText, Detokenizer, find_reasoning_tags
+from uqchat.engine.voters import Ballot, ballot_of
 from uqchat.errors import InputError
 from uqchat.types import FinishReason, Signals, StepSignals
 
@@ -59,15 +61,15 @@ class Engine:
         self.tags = find_reasoning_tags(getattr(tokenizer, "chat_template", None), tokenizer.get_vocab())
         self.lineup = Lineup(self.forward, free_memory(model.device) * 4 // 5 if memory is None else memory)
         self.adapters = AdapterSet(model)
+        self.pace = Pace()
         self._rows: dict[int, Row] = {}  # whose end has not been handed out yet
         self._next_key = 0
         self._pid = os.getpid()
         layers, has_attention = available_signals(model)
         lags = MAX_LAGS if has_attention and self.forward.is_chunkable else 0
         size = model.config.get_text_config().vocab_size
-        self.signals = Signals(
-            top_n=size, entropy=True, hidden_layers=layers, attention_lags=lags, watched_ids=range(size)
-        )
+        voters = MAX_ROWS - 1 if self.forward.is_chunkable else 0
+        self.signals = Signals(size, True, layers, lags, watched_ids=range(size), voter_rows=voters)
 
     # ---- the plain generator
 
@@ -107,12 +109,13 @@ class Engine:
             InputError: it could never fit into the memory for keys and values, with the numbers; no such adapter;
                 a signal that this model does not give.
         """
-        if request.adapter is not None and request.adapter not in self.adapters:
-            known = ", ".join(self.adapters.names) or "none"
-            raise InputError(f"This model has no adapter {request.adapter!r}; loaded: {known}.")
         missing = request.signals.missing(self.signals)
         if missing:
             raise InputError(f"This model's steps hold no {', '.join(missing)}.")
+        for name in (request.adapter, *request.signals.voters):
+            if name is not None and name not in self.adapters:
+                known = ", ".join(self.adapters.names) or "none"
+                raise InputError(f"This model has no adapter {name!r}; loaded: {known}.")
         check_memory(self.forward, request, self.lineup.memory)
         key, self._next_key = self._next_key, self._next_key + 1
         config = request.generation
@@ -151,10 +154,12 @@ class Engine:
         with torch.inference_mode():
             running = list(self.lineup.batch.running)
             # Without chunks there is no going back: the rows before the failing one have taken the step.
-            events = self._attempt(self._decode, running, running, self.forward.is_chunkable)
+            with self.pace.writing(running):
+                events = self._attempt(self._decode, running, running, self.forward.is_chunkable)
             self.lineup.admit()
             readers = self.lineup.batch.readers(PREFILL_CHUNK if self.forward.is_chunkable else 0)
-            events += self._attempt(self._read, readers, list(self.lineup.batch.reading))
+            with self.pace.reading(readers, bool(running)) as allowed:
+                events += self._attempt(self._read, allowed, list(self.lineup.batch.reading))
         for event in events:
             if isinstance(event, FinishEvent):
                 del self._rows[event.key]
@@ -179,12 +184,12 @@ class Engine:
             if not is_repeatable or lengths != [row.length for row in rows]:
                 failed = [row for row in self._rows.values() if row not in spared and row not in self.lineup.waiting]
             elif not is_out_of_memory(error):
-                failed = rows
+                failed = [row for row in rows if row.leader is None]
             elif len(self.lineup.prefixes):  # room can be made: the next step tries again
                 self.lineup.prefixes.clear()
                 failed = []
             else:
-                failed = [max(rows, key=lambda row: (len(row.ids), row.key))]
+                failed = [max(rows, key=lambda row: (len(row.ids), row.key, row.leader is None))]
             return [event for row in failed for event in self._fail(row, explain(error))]
 
     def _fail(self, row: Row, error: Exception) -> list[Event]:
@@ -200,13 +205,18 @@ class Engine:
             logits = self.forward.decode([row.length for row in rows], ids, capture).float()
         for row in rows:
             row.length += 1
-        return self._advance(rows, logits, [signals_of(row, capture, i, -1) for i, row in enumerate(rows)])
+        answers = [i for i, row in enumerate(rows) if row.leader is None]
+        leaders = [rows[i] for i in answers]
+        ballots = [ballot_of(row, rows, logits[:, None]) for row in leaders]
+        own = logits if len(leaders) == len(rows) else logits[answers]
+        return self._advance(leaders, own, [signals_of(rows[i], capture, i, -1) for i in answers], ballots)
 
     def _read(self, rows: list[Row]) -> list[Event]:
         """A chunk of the prompt whose turn it is, and of its neighbours while they are short."""
         if not rows:
             return []
-        chunks = [row.unread[:PREFILL_CHUNK] if self.forward.is_chunkable else row.unread for row in rows]
+        size = self.pace.chunk(rows[0], PREFILL_CHUNK, bool(self.lineup.batch.running))
+        chunks = [row.unread[:size] if self.forward.is_chunkable else row.unread for row in rows]
         wanted = [row.num_wanted(len(chunk)) for row, chunk in zip(rows, chunks, strict=True)]
         width = max(map(len, chunks))
         is_all = len(rows) > 1 or rows[0].request.signals.prompt_rows
@@ -218,27 +228,38 @@ class Engine:
             row.length += len(chunk)
         events: list[Event] = []
         for i, (row, chunk, n) in enumerate(zip(rows, chunks, wanted, strict=True)):
+            if row.leader is not None:
+                continue
             keep_prompt(row, capture, i, len(chunk) - n)
             signals = [signals_of(row, capture, i, len(chunk) - width - n + k) for k in range(n)]
-            events += self._have_read(row, logits[i].float(), signals)
+            events += self._have_read(row, logits[i].float(), signals, ballot_of(row, rows, logits) if n else None)
         return events
 
-    def _have_read(self, row: Row, logits: torch.Tensor, signals: list[StepSignals | None]) -> list[Event]:
+    def _have_read(
+        self, row: Row, logits: torch.Tensor, signals: list[StepSignals | None], ballot: Ballot | None
+    ) -> list[Event]:
         if row.unread:
-            return self._take_forced(row, logits, signals)
-        events = self._take_forced(row, logits[:-1], signals[:-1])
-        self.lineup.batch.start(row)
-        return events + self._start(row, logits[-1:], signals[-1:])
+            return self._take_forced(row, logits, signals, ballot)
+        events = self._take_forced(row, logits[:-1], signals[:-1], ballot and ballot[:-1])
+        for each in row.group:
+            self.lineup.batch.start(each)
+        return events + self._start(row, logits[-1:], signals[-1:], ballot and ballot[-1:])
 
-    def _take_forced(self, row: Row, logits: torch.Tensor, signals: list[StepSignals | None]) -> list[Event]:
+    def _take_forced(
+        self, row: Row, logits: torch.Tensor, signals: list[StepSignals | None], ballot: Ballot | None
+    ) -> list[Event]:
         if not len(logits):
             return []
         taken = len(row.ids) - len(row.request.prompt_ids)
         ids = row.request.forced_ids[taken : taken + len(logits)]
-        scores = self._score([row], logits, torch.tensor(ids, device=logits.device))
+        chosen = torch.tensor(ids, device=logits.device)
+        scores = self._score([row], logits if ballot is None else ballot.decided, chosen)
+        signals = signals if ballot is None else ballot.add_to(signals, chosen)
         return [e for i, token_id in enumerate(ids) for e in self._push(row, token_id, scores, i, signals[i])]
 
-    def _start(self, row: Row, logits: torch.Tensor, signals: list[StepSignals | None]) -> list[Event]:
+    def _start(
+        self, row: Row, logits: torch.Tensor, signals: list[StepSignals | None], ballot: Ballot | None
+    ) -> list[Event]:
         """The prompt is read: the first new token of this row and of those that read the same, or the end."""
         forced = row.request.forced_ids
         reason = row.reason_to_end(forced[-1]) if forced else None
@@ -246,12 +267,21 @@ class Engine:
             return self._finish(row, reason or "length")
         twins = self.lineup.take_twins(row)
         same = [signals[0] if twin.request.signals.has_tensors else None for twin in twins]
-        return self._advance([row, *twins], logits.expand(1 + len(twins), -1), signals + same)
+        rows = [row, *twins]
+        return self._advance(rows, logits.expand(len(rows), -1), signals + same, [ballot] * len(rows))
 
     # ---- tokens
 
-    def _advance(self, rows: Sequence[Row], logits: torch.Tensor, signals: list[StepSignals | None]) -> list[Event]:
-        """Sample, score and hand out one token of each row; ends the rows that are done."""
+    def _advance(
+        self,
+        rows: Sequence[Row],
+        logits: torch.Tensor,
+        signals: list[StepSignals | None],
+        ballots: Sequence[Ballot | None],
+    ) -> list[Event]:
+        """Sample, score and hand out one token of each answer's row; ends those that are done."""
+        if any(ballots):
+            logits = torch.cat([own[None] if b is None else b.decided for own, b in zip(logits, ballots, strict=True)])
         chosen = sample(
             logits,
             [row.request.generation for row in rows],
@@ -261,9 +291,12 @@ class Engine:
         scores = self._score(rows, logits, chosen)
         events: list[Event] = []
         for i, (row, token_id) in enumerate(zip(rows, chosen.tolist(), strict=True)):
-            row.next_id = token_id
+            for each in row.group:
+                each.next_id = token_id
             row.new_tokens += 1
-            events += self._push(row, token_id, scores, i, signals[i])
+            ballot, own = ballots[i], signals[i : i + 1]
+            (known,) = own if ballot is None else ballot.add_to(own, chosen[i : i + 1])
+            events += self._push(row, token_id, scores, i, known)
             reason = row.reason_to_end(token_id)
             events += self._finish(row, reason) if reason else []
         return events

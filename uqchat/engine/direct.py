@@ -35,6 +35,11 @@ class DirectReader:
         """Requests that wait or run."""
         return len(self._open)
 
+    @property
+    def num_rows(self) -> int:
+        """As `Worker.num_rows`; there are no voters here."""
+        return len(self._open)
+
     def submit(self, request: Request, stop: threading.Event | None = None) -> Job:
         """As `Worker.submit`."""
         with self._lock:

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from uqchat.engine.adapters import AdapterSet
+from uqchat.engine.adapters import AdapterSet, scaled
 from uqchat.engine.capture import Capture, new_window
 from uqchat.engine.fast_attention import attend, fold_mask
 from uqchat.engine.fast_weights import Block, FastWeights, Projection, can_pack
 from uqchat.engine.forward import BatchedForward, Mask
 from uqchat.engine.fused_deltas import FusedDeltas, FusedPlans
+from uqchat.errors import InputError
 
 Rotation = tuple[Tensor, Tensor]  # cos and signed sin, (B, T, 1, D)
 
@@ -41,15 +42,29 @@ class FastForward(BatchedForward):
         self.weights = FastWeights(model, self.is_packed)
         self._plans = FusedPlans([projection.parts for projection in self.weights.projections])
         self._deltas: dict[str, FusedDeltas] = {}
+        self._scales: dict[str, Tensor] = {}  # of inputs, by a product's first layer
 
     @contextmanager
     def adapted(self, adapters: AdapterSet, names: Sequence[str | None]) -> Iterator[None]:
         """See `Forward.adapted`."""
         self._deltas = self._plans.of(adapters, names)
+        self._scales = self._scales_of(adapters, names)
         try:
             yield
         finally:
-            self._deltas = {}
+            self._deltas, self._scales = {}, {}
+
+    def _scales_of(self, adapters: AdapterSet, names: Sequence[str | None]) -> dict[str, Tensor]:
+        """By product. Raises InputError where layers that share one would scale its input differently."""
+        scales = adapters.scales(names)
+        alone = {p.parts[0].name for p in self.weights.projections if len(p.parts) == 1}
+        shared = next((layer for layer in scales if layer not in alone), None)
+        if shared is not None:
+            raise InputError(
+                f"Layer {shared!r} shares its input with others here, so it cannot be scaled alone; o_proj and"
+                " down_proj have inputs of their own."
+            )
+        return scales
 
     def _run(
         self, input_ids: Tensor, positions: Tensor, mask: Mask, keep: int | Tensor, capture: Capture | None
@@ -103,6 +118,9 @@ class FastForward(BatchedForward):
 
     def _project(self, projection: Projection, x: Tensor) -> Tensor:
         """x: (B, T, in) -> (B, T, out), with what each row's adapter adds."""
+        factors = self._scales.get(projection.name)
+        if factors is not None:
+            x = scaled(projection.name, x, factors)
         y = projection(x.flatten(0, 1)).view(*x.shape[:2], -1)
         deltas = self._deltas.get(projection.name)
         if deltas is not None:

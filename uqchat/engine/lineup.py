@@ -39,15 +39,26 @@ class Lineup:
             if any(row.request.is_twin_of(reader.request) for reader in self.batch.reading):
                 continue
             if not self._fits(row):
+                if row.request.is_behind:  # keeps nobody waiting who writes
+                    continue
                 return
             self._take(row)
-            self.batch.reading.append(row)
-            found = self.prefixes.find(row.to_read[: row.num_reused], row.request.adapter)
-            if found.saved is not None:
-                is_only = len(self.batch) == 1
-                with if_memory_allows("a saved conversation was not used again"):
-                    self.forward.load(self.batch.place(row), found.saved, found.length, found.is_whole and is_only)
-                    row.length = found.length
+            self.batch.reading.extend(row.group)
+            self._reuse(row)
+
+    def _reuse(self, row: Row) -> None:
+        """Begin behind what is saved of this prompt; with voters, behind what is saved for all of them."""
+        ids = row.to_read[: row.num_reused]
+        found = [(each, self.prefixes.find(ids, each.request.adapter)) for each in row.group]
+        length = min(one.length for _, one in found)
+        if not length:
+            return
+        is_only = len(self.batch) == 1
+        with if_memory_allows("a saved conversation was not used again"):
+            for each, one in found:
+                self.forward.load(self.batch.place(each), one.saved, length, one.is_whole and is_only)
+            for each, _ in found:
+                each.length = length
 
     def take_twins(self, row: Row) -> list[Row]:
         """Waiting rows with this very prompt join the running ones with a copy of its keys and values."""
@@ -55,24 +66,30 @@ class Lineup:
         for twin in [w for w in self.waiting if w.request.is_twin_of(row.request)]:
             if self._fits(twin):
                 self._take(twin)
-                self.batch.clone(row, twin)
+                for source, copy in zip(row.group, twin.group, strict=True):
+                    self.batch.clone(source, copy)
                 twins.append(twin)
         return twins
 
     def keep(self, row: Row) -> None:
-        """Save what a running row, which leaves next, holds for the conversation's next turn."""
+        """Save what a running row, which leaves next, and its voters hold for the conversation's next turn."""
         if row not in self.batch.running or not self.prefixes.max_bytes:
             return
         with if_memory_allows("an answer was not kept for the next turn"):
-            saved = self.forward.save(self.batch.place(row), row.length, len(self.batch) == 1)
-            if saved is not None:
-                self.prefixes.put(row.ids[: row.length], saved, row.request.adapter)
+            for each in row.group:
+                saved = self.forward.save(self.batch.place(each), each.length, len(self.batch) == 1)
+                if saved is not None:
+                    self.prefixes.put(each.ids[: each.length], saved, each.request.adapter)
 
     def leave(self, row: Row) -> None:
-        """Take a row out, wherever it is; the last one in the batch frees the memory, which it may have given away."""
+        """Take a row and its voters out, wherever they are; the last in the batch frees the memory.
+
+        It may have given that memory away.
+        """
         if row in self.waiting:
             self.waiting.remove(row)
-        self.batch.leave(row)
+        for each in row.group:
+            self.batch.leave(each)
         if not len(self.batch):
             self.forward.release()
 
@@ -84,11 +101,11 @@ class Lineup:
         self.forward.release()
 
     def _fits(self, row: Row) -> bool:
-        rows = [row, *self.batch.running, *self.batch.reading]
+        rows = [*row.group, *self.batch.running, *self.batch.reading]
         if len(rows) > MAX_ROWS:
             return False
         longest = max(len(r.to_read) + r.request.generation.max_new_tokens for r in rows)
-        return len(rows) == 1 or self.forward.bytes_for(longest) * len(rows) <= self.memory
+        return len(rows) == len(row.group) or self.forward.bytes_for(longest) * len(rows) <= self.memory
 
     def _take(self, row: Row) -> None:
         self.waiting.remove(row)

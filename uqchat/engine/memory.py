@@ -24,11 +24,14 @@ def check_memory(forward: Forward, request: Request, budget: int) -> None:
         InputError: with the memory needed and the memory there is.
     """
     length = len(request.prompt_ids) + len(request.forced_ids) + request.generation.max_new_tokens
-    needed = forward.bytes_for(length)
+    voters = len(request.companions)
+    needed = forward.bytes_for(length) * (1 + voters)
     if needed > budget:
+        beside = f" and {voters} voters that read them too" if voters else ""
         raise InputError(
-            f"Answering needs {_size(needed)} of memory for {length:,} tokens, but {_size(budget)} are set aside. "
-            "Shorten the conversation or lower the maximum number of new tokens."
+            f"Answering needs {_size(needed)} of memory for {length:,} tokens{beside}, but {_size(budget)} are set "
+            f"aside. Shorten the conversation{', take fewer voters' if voters else ''} or lower the maximum number of"
+            " new tokens."
         )
 
 

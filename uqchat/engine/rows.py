@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from uqchat.engine.backend import FinishEvent, Request, StepEvent
 from uqchat.engine.forward import Forward
 from uqchat.engine.text import AnswerText, Piece
-from uqchat.types import Alternative, FinishReason, StepSignals, Timings, TokenStep
+from uqchat.types import Alternative, FinishReason, Signals, StepSignals, Timings, TokenStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,19 @@ class Row:
     added: float = field(default_factory=time.perf_counter)
     started: float = 0.0
     first_token: float = 0.0
+    leader: Row | None = None  # of a voter: the answer's row, which it follows
+    companions: list[Row] = field(default_factory=list)  # voters that read and run beside this row
+
+    def __post_init__(self) -> None:
+        """A voter's row for each adapter that the request names; it shares the ids and has no text of its own."""
+        for name in self.request.companions if self.leader is None else ():
+            request = replace(self.request, adapter=name, signals=Signals())
+            self.companions.append(Row(self.key, request, self.text, self.end_ids, ids=self.ids, leader=self))
+
+    @property
+    def group(self) -> list[Row]:
+        """This row and its voters', which are always equally long."""
+        return [self, *self.companions]
 
     @property
     def to_read(self) -> tuple[int, ...]:
@@ -123,27 +136,45 @@ class Batch:
     def readers(self, max_tokens: int) -> list[Row]:
         """Who reads next: the row that has read least, so that a short prompt does not wait for a long one.
 
-        Its neighbours come along while all their unread ids, filled up to the longest, are at most `max_tokens`.
+        Its voters read with it. Neighbours come along while all their unread ids, filled up to the longest, are at most
+        `max_tokens`. Rows that read behind an answer wait until no other reads.
         """
-        if not self.reading:
+        leaders = [row for row in self.reading if row.leader is None]
+        if not leaders:
             return []
-        at = min(range(len(self.reading)), key=lambda i: (self.reading[i].length, self.reading[i].key))
-        rows = [self.reading[at]]
-        width = len(rows[0].unread)
-        for row in self.reading[at + 1 :]:
-            width = max(width, len(row.unread))
-            if width * (len(rows) + 1) > max_tokens:
+        rows = self._side_by_side(min(leaders, key=lambda row: (row.request.is_behind, row.length, row.key)))
+        width, at = len(rows[0].unread), self.reading.index(rows[-1]) + 1
+        while at < len(self.reading):
+            group = self.reading[at].group
+            width = max(width, len(group[0].unread))
+            is_apart = group[0].leader is not None or self.reading[at : at + len(group)] != group
+            is_other = group[0].request.is_behind != rows[0].request.is_behind
+            if is_apart or is_other or width * (len(rows) + len(group)) > max_tokens:
                 break
-            rows.append(row)
+            rows += group
+            at += len(group)
         return rows
+
+    def _side_by_side(self, leader: Row) -> list[Row]:
+        """A reading row and its voters, brought to places next to each other."""
+        group = leader.group
+        first = min(self.reading.index(leader), len(self.reading) - len(group))
+        for at, row in enumerate(group, start=first):
+            self._exchange(at, self.reading.index(row))
+        return group
+
+    def _exchange(self, first: int, second: int) -> None:
+        """Swap two reading rows, by their numbers among those."""
+        if first == second:
+            return
+        one, other = self.reading[first], self.reading[second]
+        before = len(self.running)
+        self.forward.swap(before + first, before + second, max(one.length, other.length))
+        self.reading[first], self.reading[second] = other, one
 
     def start(self, row: Row) -> None:
         """The row has been read: it becomes the last of the running ones."""
-        first = self.reading[0]
-        if row is not first:
-            at = self.reading.index(row)
-            self.forward.swap(len(self.running), len(self.running) + at, max(row.length, first.length))
-            self.reading[0], self.reading[at] = row, first
+        self._exchange(0, self.reading.index(row))
         self.running.append(self.reading.pop(0))
 
     def clone(self, source: Row, twin: Row) -> None:

@@ -63,6 +63,12 @@ class Worker:
         """Requests that wait or run."""
         return len(self._open)
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of the requests that wait or run, those of voters included."""
+        with self._lock:
+            return sum(1 + len(job.request.companions) for job in self._open)
+
     def submit(self, request: Request, stop: threading.Event | None = None) -> Job:
         """Hand a request in; read it with `events`, or give it up with `cancel`.
 
@@ -99,6 +105,18 @@ class Worker:
                     return
         finally:
             self.cancel(job)
+
+    def arrived(self, job: Job) -> Iterator[TokenStep | FinishEvent]:
+        """As `events`, but only what has come by now; the request goes on. Raises ModelError as `events` does."""
+        while not job.events.empty():
+            event = job.events.get()
+            if isinstance(event, int):
+                continue
+            if isinstance(event, FinishEvent):
+                self.cancel(job)
+                if event.error is not None:
+                    raise event.error
+            yield event
 
     def cancel(self, job: Job) -> None:
         """Stop a request within one step, if it still runs."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from uqchat.errors import InputError
 from uqchat.estimators.base import Estimator
 from uqchat.estimators.combination import Combination
+from uqchat.estimators.dropout import Dropout, InstantDropout
 from uqchat.estimators.entropy import Entropy
 from uqchat.estimators.lookback import Lookback
 from uqchat.estimators.margin import Margin
@@ -14,19 +15,33 @@ from uqchat.estimators.max_prob import MaxProb
 from uqchat.estimators.probe import Probe
 from uqchat.estimators.query import QueryEstimator, ZeroShotQuery
 from uqchat.estimators.rauq import Rauq
+from uqchat.estimators.sculpt import Sculpt
 from uqchat.estimators.uq_head import UqHead
+from uqchat.estimators.vote import InstantVote, Vote
 
-ESTIMATORS: tuple[type[Estimator], ...] = (Entropy, MaxProb, Margin, Rauq, Lookback, ZeroShotQuery)
+ESTIMATORS: tuple[type[Estimator], ...] = (
+    Entropy,
+    MaxProb,
+    Margin,
+    Rauq,
+    Lookback,
+    ZeroShotQuery,
+    InstantVote,
+    InstantDropout,
+)
 """Those that work with any model, without training."""
 TRAINED: tuple[type[Estimator], ...] = (
     UqHead,
     Probe,
     QueryEstimator,
     Combination,
+    Sculpt,
+    Vote,
+    Dropout,
 )
 """Those that are read from a folder, see `uqchat.artifacts`."""
-ESTIMATOR_NAMES: tuple[str, ...] = tuple(one.name for one in ESTIMATORS if one.level == "token")
-"""Of the untrained ones that read nothing beyond the answer's own steps."""
+ESTIMATOR_NAMES: tuple[str, ...] = tuple(one.name for one in ESTIMATORS if one.level == "token" and not one.cost)
+"""Of the untrained ones that need nothing beyond the answer's own steps."""
 
 
 def get_estimators(names: str | Iterable[str]) -> list[Estimator]:

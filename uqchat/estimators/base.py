@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from uqchat.config import GenerationConfig
 from uqchat.errors import InputError
@@ -24,6 +24,7 @@ class ModelFacts:
     num_layers: int
     is_instruct: bool  # it brought a chat template of its own
     context_window: int = 0  # tokens; 0: not known
+    module: Any = field(default=None, compare=False)  # the transformers model; None where it runs elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,13 @@ class Estimator(Protocol):
     reads_on: bool = False
     """Whether it has follow-ups, which cost more than the answer's own steps do."""
     adapters: Mapping[str, Adapter] = MappingProxyType({})
-    """Changes of the model's weights that its follow-ups use, by a name that no other artifact has."""
+    """Changes of the model's weights that its follow-ups or voters use, by a name that no other artifact has."""
+    cost: str = ""
+    """What it costs beside the answer's own steps, in a few words; such a one runs only for who asks for it."""
+    lag: Literal["never", "auto", "always"] = "never"
+    """Whether its voters may read behind the answer, in chunks; it is handed those tokens' steps a second time."""
+    untrained: ClassVar[str | None] = None
+    """Of a trained kind: the name of what stands in where nothing was trained for the model."""
 
     notes: tuple[str, ...] = ()
     """What a reader should know of it, a sentence each."""
@@ -100,6 +107,10 @@ class Estimator(Protocol):
     def save(self, folder: Path) -> None:
         """Write the files that `from_folder` reads, and a card. Raises UqchatError for one that is not trained."""
         raise InputError(f"{self.label} is not trained, so there is nothing to save.")
+
+    def configured(self, name: str, options: Mapping[str, str]) -> Self:
+        """A copy under this name with the options that were written behind it. Raises InputError on one it lacks."""
+        raise InputError(f"{self.label} has no options; got {', '.join(options)[:80]!r}.")
 
     def for_model(self, facts: ModelFacts) -> Self:
         """The estimator as it works on this model; most do not depend on it."""

@@ -20,6 +20,7 @@ import torch
 from uqchat.artifact_files import card_text, read_config_json, read_tensors, require, write_artifact
 from uqchat.engine.adapters import Adapter
 from uqchat.estimators.base import AnswerContext, Estimator, FollowUp, stored_risk
+from uqchat.estimators.word_pool import WordPool
 from uqchat.origin import ArtifactError, Origin, check_origin, read_origin
 from uqchat.types import Risk, ScoredToken, Signals, Summary, TokenStep
 
@@ -63,10 +64,12 @@ class CombinationState:
     tokens: list[ScoredToken] = field(default_factory=list)
     raws: list[dict[int, float]] = field(default_factory=list)  # of each estimator, by token
     counts: list[int] = field(default_factory=list)  # follow-ups that each estimator asked for
+    pool: WordPool = field(default_factory=WordPool)
 
 
 class Combination(Estimator):
-    """Members' raw scores, weighted. Tokens get a combination of their own where all members score tokens."""
+    """Members' raw scores, weighted. Tokens get a combination of their own where all members score tokens; by word,
+    each has the highest score of its word's tokens."""
 
     name = "combination"
     label = "Combination"
@@ -85,8 +88,10 @@ class Combination(Estimator):
         token: Formula | None,
         info: Origin,
         name: str = "combination",
+        is_by_word: bool = False,
     ) -> None:
         self.members, self.answer, self.token, self.info, self.name = tuple(members), answer, token, info, name
+        self.is_by_word = is_by_word
         self._keys = tuple(estimators)  # several members may be statistics of one estimator
         self._estimators = tuple(estimators.values())
         self.needs = reduce(or_, (one.needs for one in self._estimators), Signals())
@@ -102,7 +107,7 @@ class Combination(Estimator):
     def from_folder(cls, folder: Path, model: Any, name: str, *, allow_mismatch: bool = False) -> Self:
         """See `Estimator.from_folder`; members are opened too."""
         folder = Path(folder)
-        raw = read_config_json(folder, FORMAT, ("members", "has_token"))
+        raw = read_config_json(folder, FORMAT, ("members", "has_token", "is_by_word"))
         info = read_origin(require(raw, "info", dict))
         if not allow_mismatch:
             check_origin(info, model, "combination")
@@ -113,7 +118,8 @@ class Combination(Estimator):
         tensors = read_tensors(folder)
         answer = _formula("answer", tensors, len(members))
         token = _formula("token", tensors, len(members)) if require(raw, "has_token", bool) else None
-        return cls(members, open_members(members, folder, model), answer, token, info, name)
+        is_by_word = require({"is_by_word": False, **raw}, "is_by_word", bool)
+        return cls(members, open_members(members, folder, model), answer, token, info, name, is_by_word)
 
     def save(self, folder: Path) -> None:
         """See `Estimator.save`; members are named, not copied."""
@@ -123,8 +129,10 @@ class Combination(Estimator):
         settings = {
             "members": [{"estimator": m.estimator, "statistic": m.statistic} for m in self.members],
             "has_token": self.token is not None,
+            "is_by_word": self.is_by_word,
         }
         facts = {f"Weights, {key}": _described(self.members, one) for key, one in formulas.items()}
+        facts["A token's score"] = "the highest of its word's tokens" if self.token and self.is_by_word else ""
         use = "Its score is a logit, higher is riskier: name this folder as an estimator of `uqchat`."
         write_artifact(Path(folder), FORMAT, settings, tensors, self.info, card_text(self.label, facts, self.info, use))
 
@@ -146,6 +154,8 @@ class Combination(Estimator):
         if stored is not None:
             return stored
         state.tokens.append(ScoredToken(**{name: getattr(step, name) for name in STEP_FIELDS}))
+        if self.is_by_word:
+            state.pool.add(step.index, step.text)
         return self._take(
             state, [one.score_token(step, part) for one, part in zip(self._estimators, state.parts, strict=True)]
         )
@@ -191,7 +201,8 @@ class Combination(Estimator):
             return {}
         whole = [index for index in sorted(changed) if all(index in own for own in state.raws)]
         by_key = dict(zip(self._keys, state.raws, strict=True))
-        return {i: as_risk(self.token([by_key[m.estimator][i] for m in self.members])) for i in whole}
+        raws = {i: self.token([by_key[m.estimator][i] for m in self.members]) for i in whole}
+        return {i: as_risk(raw) for i, raw in (state.pool.update(raws) if self.is_by_word else raws).items()}
 
     def _everywhere(self, state: CombinationState) -> dict[int, Risk]:
         raw = self._answer_raw(state)

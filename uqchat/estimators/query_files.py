@@ -6,7 +6,6 @@ saved as adapter_config.json and adapter_model.safetensors, PEFT reads them too.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from uqchat.engine.adapters import Adapter, LowRank
 from uqchat.engine.peft_format import CONFIG as PEFT_CONFIG
 from uqchat.engine.peft_format import WEIGHTS as PEFT_WEIGHTS
 from uqchat.engine.peft_format import lora_of, peft_of, read_peft_lora
+from uqchat.estimators.adapter_names import name_of_changes
 from uqchat.estimators.query_format import FORMATS, LAYOUTS, Layout
 from uqchat.origin import ArtifactError, Origin, check_origin, read_origin
 
@@ -73,7 +73,8 @@ def read_query(folder: Path, model: Any, *, allow_mismatch: bool = False) -> Que
     """
     is_released = (folder / PEFT_CONFIG).is_file() and not (folder / CONFIG).is_file()
     files = _read_released(folder, model) if is_released else _read_own(folder, model, allow_mismatch)
-    return QueryFiles(files.settings, Adapter(_digest(files), files.adapter.deltas), files.info)
+    deltas = files.adapter.deltas
+    return QueryFiles(files.settings, Adapter(name_of_changes("query", deltas), deltas), files.info)
 
 
 def _read_own(folder: Path, model: Any, allow_mismatch: bool) -> QueryFiles:
@@ -123,17 +124,6 @@ def _one_of(raw: dict[str, Any], key: str, allowed: tuple[str, ...]) -> Any:
     if raw.get(key) not in allowed:
         raise ArtifactError(f"{CONFIG}: `{key}` must be one of {', '.join(allowed)}; got {str(raw.get(key))[:80]!r}.")
     return raw[key]
-
-
-def _digest(files: QueryFiles) -> str:
-    """A name that two queries share only when their weights are the same."""
-    digest = hashlib.sha256()
-    for layer, delta in sorted(files.adapter.deltas.items()):
-        assert isinstance(delta, LowRank)
-        digest.update(f"{layer} {delta.scale}".encode())
-        for tensor in (delta.a, delta.b):
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return f"query-{digest.hexdigest()[:16]}"
 
 
 def write_query(files: QueryFiles, folder: Path) -> None:

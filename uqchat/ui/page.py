@@ -16,8 +16,10 @@ from uqchat.ui.chat import ChatHandlers
 from uqchat.ui.chats import ChatsHandlers
 from uqchat.ui.estimators import EstimatorHandlers
 from uqchat.ui.layout import Widgets, build_layout
-from uqchat.ui.playground import PlaygroundHandlers
+from uqchat.ui.playground import PlaygroundHandlers, shown_parts
 from uqchat.ui.playground import connect as connect_playground
+from uqchat.ui.playground_upload import UploadHandlers
+from uqchat.ui.playground_upload import connect as connect_upload
 from uqchat.ui.policies import PolicyHandlers
 from uqchat.ui.policies import connect as connect_policies
 from uqchat.ui.screen import Screen
@@ -43,6 +45,7 @@ class Page:
     models: ModelHandlers
     estimators: EstimatorHandlers
     playground: PlaygroundHandlers
+    uploads: UploadHandlers
     policies: PolicyHandlers
 
 
@@ -69,12 +72,14 @@ def build_page(services: Services) -> Page:
             ModelHandlers(services, widgets, views),
             EstimatorHandlers(services, widgets.estimators, views),
             playground,
+            UploadHandlers(services, widgets.playground, playground),
             PolicyHandlers(services, widgets.policy, playground),
         )
         _connect_chat(page)
         opened = _connect_chats(page)
         _connect_views(page)
         connect_playground(_on, page.playground, widgets.playground)
+        connect_upload(_on, page.uploads, widgets.playground, shown_parts(widgets.playground))
         connect_policies(_on, opened, page.policies, widgets.policy, widgets.user, widgets.playground)
         for make, name in ((make_answer_endpoint, "answer"), (make_score_endpoint, "score")):
             gr.api(make(services.host, services.config), api_name=name, concurrency_limit=None)
@@ -145,8 +150,9 @@ def _connect_views(page: Page) -> None:
     w, views, models = page.widgets, page.views, page.models
     drawn = [*_conversation_of(w), w.inspector]
     for control in w.view():
-        shown = [*drawn, w.estimator, w.listed]
-        _on(control.input, views.on_view, [w.user, *w.view()], shown, trigger_mode="always_last")
+        shown = [*drawn, w.estimator, w.listed, w.ticket]
+        chosen = [w.user, *w.view(), *w.settings.inputs()]
+        _on(control.input, views.on_view, chosen, shown, trigger_mode="always_last")
     for control in w.controls():
         # A slider's own reset tells of itself as a release only.
         for event in (control.input, control.release) if isinstance(control, gr.Slider) else (control.input,):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,10 +18,12 @@ from typing import Any
 import numpy as np
 
 from uqchat.errors import InputError
+from uqchat.metrics import auroc, prr
 from uqchat.paths import ASSETS
 from uqchat.policy import Guarantee, Origin, Policy
 from uqchat.records import Labelled, Records, read_records
-from uqchat.selective import accuracy_band
+from uqchat.records_split import calibration_part
+from uqchat.selective import accuracy_band, auarc, aurc, e_aurc
 from uqchat.selective_guarantee import guaranteed_threshold, more_rows_needed
 
 MAX_CURVES = 8
@@ -82,6 +83,15 @@ class Curve:
         return float(1 - answered.mean()) if len(answered) else None
 
     @cached_property
+    def quality(self) -> dict[str, float] | None:
+        """How well the report part's risks rank its errors, by metric; None where all are right or all wrong."""
+        risk, is_error = self.report.risk, self.report.is_error
+        if not 0 < is_error.sum() < len(is_error):
+            return None
+        found = {"auroc": auroc(risk, is_error), "prr": prr(risk, ~is_error).normalised, "aurc": aurc(risk, is_error)}
+        return found | {"e_aurc": e_aurc(risk, is_error), "auarc": auarc(risk, is_error)}
+
+    @cached_property
     def scope(self) -> str | None:
         """The scope of its calibration, where all rows agree on one."""
         found = {
@@ -91,17 +101,12 @@ class Curve:
         return found.pop() if len(found) == 1 else None
 
 
-def parts(records: Records) -> np.ndarray:
-    """(N,) bool: rows of the calibration part, three of five. All answers to a question share a part, in every run."""
-    return np.array([zlib.crc32(name.encode()) % 5 < 3 for name in records.strings("question_id")], dtype=bool)
-
-
 def make_curve(records: Records, estimator: str) -> Curve:
     """One estimator's answers in both parts; few answers are not split and certify nothing."""
     found = records.labelled(estimator)
     if len(found.rows) < MIN_SPLIT:
         return Curve(records, estimator, _sorted(found, np.zeros(len(found.rows), dtype=bool)), _sorted(found))
-    is_calibration = parts(records)[found.rows]
+    is_calibration = calibration_part(records)[found.rows]
     if is_calibration.all() or not is_calibration.any():  # questions without ids of their own
         is_calibration = np.arange(len(found.rows)) % 2 == 0
     return Curve(records, estimator, _sorted(found, is_calibration), _sorted(found, ~is_calibration))
@@ -152,6 +157,7 @@ def _for_browser(curve: Curve, wish: Wish) -> dict[str, Any]:
         "certifiedRank": None if threshold is None else int((curve.report.risk <= threshold).sum()),
         "certified": threshold,
         "calibrationErrors": int(curve.calibration.is_error.sum()),
+        "quality": curve.quality,
         "band": band(curve.report),
     }
 

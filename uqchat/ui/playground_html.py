@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from uqchat.policy import Policy
+from uqchat.evaluation import Progress
 from uqchat.records import Record
 from uqchat.render import RiskView, encode, percent, tokens_to_html
+from uqchat.render_text import duration
 from uqchat.ui.playground_data import Curve, Slice, Wish
 
 _CHARS = 160
@@ -93,14 +94,17 @@ def slices_html(found: Sequence[Slice], hidden: int) -> str:
     return f'<details class="uq-pg-slices" open><summary>By category and data set</summary>{table}{told}</details>'
 
 
-def applied_html(policy: Policy) -> str:
-    """What "Apply to the chat" did."""
-    return f'<p class="uq-chip" role="status">The chat obeys {encode(policy.ref)} now. {encode(policy.basis)}</p>'
-
-
 def preview_html(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The first rows of an uploaded file."""
     head = "".join(f'<th scope="col">{encode(name)}</th>' for name in names)
     body = "".join("<tr>" + "".join(f"<td>{encode(_cut(cell))}</td>" for cell in row) + "</tr>" for row in rows)
     table = f'<table class="uq-pg-preview"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<p class="uq-note">Which columns are what?</p>{table}'
+    return f'<p class="uq-note">Which columns are what? The first rows:</p><div class="uq-pg-scroll">{table}</div>'
+
+
+def progress_html(progress: Progress) -> str:
+    """How far an evaluation is."""
+    left = "" if progress.seconds_left is None else f", about {duration(progress.seconds_left)} left"
+    words = f"{progress.done:,} of {progress.total:,} answers{left}"
+    bar = f'<progress max="{progress.total}" value="{progress.done}" aria-label="{words}"></progress>'
+    return f'<p class="uq-chip" role="status">{words} {bar}</p>'

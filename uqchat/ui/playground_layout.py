@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import gradio as gr
 
+from uqchat.evaluation_data import STYLES
 from uqchat.policy import ACTIONS
 
 _BOARD = "window.uqPlayground.bindBoard(element, trigger);"
@@ -23,7 +24,14 @@ _COSTS = (
     ("wrong", "A wrong answer", 1.0),
     ("refusal", "A refusal", 0.25),
     ("withheld", "… of a right answer, on top", 0.0),
+    ("hand_over", "A hand-over, in place of the refusal", None),
 )
+_KINDS = {
+    "open": "Open questions, graded by their references",
+    "choice": "Multiple choice, by letter",
+    "references": "Right against wrong references, by likelihood",
+    "given": "Ready answers, only scored",
+}
 
 
 @dataclass(frozen=True)
@@ -36,10 +44,18 @@ class Playground:
     max_error: gr.Slider
     confidence: gr.Dropdown
     upload: gr.UploadButton
+    source: gr.Textbox
+    fetch: gr.Button
     mapping: gr.Column
     preview: gr.HTML
     columns: tuple[gr.Dropdown, ...]
+    kind: gr.Dropdown
+    style: gr.Dropdown
+    limit: gr.Number
     use: gr.Button
+    cancel: gr.Button
+    keep: gr.DownloadButton
+    progress: gr.HTML
     notes: gr.HTML
     data: gr.HTML
     board: gr.HTML
@@ -51,6 +67,7 @@ class Playground:
     apply: gr.Button
     said: gr.HTML
     exports: tuple[gr.Button, ...]
+    bring: gr.UploadButton
     download: gr.DownloadButton
     slices: gr.HTML
     table: gr.HTML
@@ -89,20 +106,57 @@ def _choices() -> dict[str, object]:
             elem_id="uq-pg-confidence",
             min_width=110,
         )
-        upload = gr.UploadButton(
-            "Own records", file_types=[".parquet", ".csv", ".jsonl"], size="sm", elem_id="uq-pg-upload", min_width=110
-        )
-    return {"runs": runs, "estimators": estimators, "max_error": max_error, "confidence": confidence, "upload": upload}
+    return {"runs": runs, "estimators": estimators, "max_error": max_error, "confidence": confidence}
 
 
 def _mapping() -> dict[str, object]:
-    names = ("Question", "Answer", "Is wrong (true, false)", "Risk (0 to 1)")
-    with gr.Column(visible=False, elem_id="uq-pg-mapping") as mapping:
-        preview = gr.HTML("")
-        with gr.Row():
-            columns = tuple(gr.Dropdown([], label=name, min_width=140) for name in names)
-        use = gr.Button("Use these columns", size="sm", variant="primary", elem_id="uq-pg-use")
-    return {"mapping": mapping, "preview": preview, "columns": columns, "use": use}
+    names = ("Question", "Answer, if ready", "References", "Is wrong (true, false)", "Risk (0 to 1), if ready")
+    found: dict[str, object] = {}
+    with gr.Accordion("Own questions, answers or records", open=False, elem_id="uq-pg-own"):
+        gr.HTML(
+            '<p class="uq-note">A file (.parquet, .csv, .jsonl) with risks is drawn as it is. Ready answers without '
+            "risks are scored by the loaded model; questions with references are answered by it first.</p>"
+        )
+        with gr.Row(elem_classes="uq-pg-controls"):
+            found["upload"] = gr.UploadButton(
+                "Upload a file",
+                file_types=[".parquet", ".csv", ".jsonl", ".json"],
+                size="sm",
+                elem_id="uq-pg-upload",
+                min_width=110,
+            )
+            found["source"] = gr.Textbox(
+                label="or a data set of the Hub",
+                placeholder="owner/name[:config[:split]]",
+                max_lines=1,
+                elem_id="uq-pg-source",
+                min_width=200,
+            )
+            found["fetch"] = gr.Button("Fetch", size="sm", elem_id="uq-pg-fetch", min_width=80)
+        with gr.Column(visible=False, elem_id="uq-pg-mapping") as found["mapping"]:
+            found["preview"] = gr.HTML("")
+            with gr.Row(elem_classes="uq-pg-controls"):
+                found["columns"] = tuple(gr.Dropdown([], label=name, min_width=130) for name in names)
+            with gr.Row(elem_classes="uq-pg-controls"):
+                found["kind"] = gr.Dropdown(
+                    [("As the columns suggest", ""), *((words, kind) for kind, words in _KINDS.items())],
+                    value="",
+                    label="How to evaluate",
+                    elem_id="uq-pg-kind",
+                    min_width=210,
+                )
+                found["style"] = gr.Dropdown(list(STYLES), value="page", label="Prompt style", min_width=110)
+                found["limit"] = gr.Number(200, label="Questions at most", precision=0, minimum=1, min_width=110)
+                found["use"] = gr.Button(
+                    "Use these columns", size="sm", variant="primary", elem_id="uq-pg-use", min_width=140
+                )
+        with gr.Row(elem_classes="uq-pg-controls"):
+            found["progress"] = gr.HTML("", elem_id="uq-pg-progress")
+            found["cancel"] = gr.Button("Cancel", size="sm", visible=False, elem_id="uq-pg-cancel", min_width=90)
+            found["keep"] = gr.DownloadButton(
+                "Download the records", size="sm", visible=False, elem_id="uq-pg-keep", min_width=150
+            )
+    return found
 
 
 def _policy() -> dict[str, object]:
@@ -122,10 +176,11 @@ def _policy() -> dict[str, object]:
             gr.Button(label, size="sm", elem_id=f"uq-pg-save-{key}", min_width=90)
             for key, label in (("csv", "CSV"), ("html", "HTML"), ("json", "Policy JSON"))
         )
+        bring = gr.UploadButton("Import policy", file_types=[".json"], size="sm", elem_id="uq-pg-bring", min_width=110)
         download = gr.DownloadButton("Download", visible="hidden", elem_id="uq-pg-download")
     said = gr.HTML("", elem_id="uq-pg-said")
     fields = {"name": name, "action": action, "tries": tries, "second": second, "apply": apply}
-    return {**fields, "exports": exports, "download": download, "said": said}
+    return {**fields, "exports": exports, "bring": bring, "download": download, "said": said}
 
 
 def _tables() -> dict[str, object]:
@@ -139,7 +194,8 @@ def board_html() -> str:
     """What assets/uqchat-playground.js draws into; it holds no value, so nothing of it is ever redrawn from here."""
     figures = "".join(f'<div><dt>{label}</dt><dd data-n="{name}">–</dd></div>' for name, label in _FIGURES)
     costs = "".join(
-        f'<label>{label} <input type="number" min="0" step="0.05" value="{value:g}" data-cost="{name}"></label>'
+        f'<label>{label} <input type="number" min="0" step="0.05" value="{"" if value is None else value}" '
+        f'data-cost="{name}"></label>'
         for name, label, value in _COSTS
     )
     return (
@@ -159,5 +215,7 @@ def board_html() -> str:
         '<figure><figcaption>Risk of right <i class="uq-pg-right-mark"></i> and wrong <i class="uq-pg-wrong-mark"></i>'
         ' answers</figcaption><div class="uq-pg-histogram"></div></figure>'
         "<figure><figcaption>Is the risk what it says?</figcaption>"
-        '<div class="uq-pg-reliability"></div><p class="uq-pg-gap"></p></figure></section>'
+        '<div class="uq-pg-reliability"></div><p class="uq-pg-gap"></p></figure>'
+        '<details class="uq-pg-scores" open><summary>All curves side by side</summary><div class="uq-pg-scroll"></div>'
+        "</details></section>"
     )

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from uqchat.config import AppConfig
 from uqchat.errors import InputError
+from uqchat.policy import parse_policy
 from uqchat.ui.playground import PlaygroundHandlers
 from uqchat.ui.playground_layout import Playground
 from uqchat.ui.services import Services, shown_to_user
 
 Updates = dict[Any, Any]
+_MAX_BYTES = 1_000_000
 NONE = ("None: every answer is given", "")
 
 
@@ -73,14 +76,25 @@ class PolicyHandlers:
                 self._choice.kept: {"user": name, "policy": policy.ref},
             }
 
+    def on_import(self, request: gr.Request, user: str | None, file: str) -> Updates:
+        """A policy file is kept as the next version of its name; the settings offer it from then on."""
+        with shown_to_user():
+            _, session = self._services.who(request, user)
+            path = Path(file)
+            if path.stat().st_size > _MAX_BYTES:
+                raise InputError(f"{path.name} is too large for a policy.")
+            kept = self._store.save(parse_policy(path.read_bytes(), path.name))
+            said = self._playground.said(f"{kept.ref} is kept; choose it under Settings, Policy. {kept.basis}")
+            return said | {self._choice.chosen: self._picker(session.policy, kept.ref)}
+
     def _is_known(self, ref: str) -> bool:
         try:
             return not ref or bool(self._store.load(ref))
         except InputError:
             return False
 
-    def _picker(self, ref: str) -> gr.Dropdown:
-        refs = dict.fromkeys([policy.ref for policy in self._store.newest()] + ([ref] if ref else []))
+    def _picker(self, ref: str, *others: str) -> gr.Dropdown:
+        refs = dict.fromkeys([policy.ref for policy in self._store.newest()] + [one for one in (ref, *others) if one])
         return gr.Dropdown([NONE, *((one.replace("@", ", version "), one) for one in refs)], value=ref)
 
 
@@ -97,4 +111,5 @@ def connect(
     on(choice.chosen.input, handlers.on_choose, [user, choice.chosen], [choice.kept])
     place = [parts.position, parts.name, parts.action, parts.tries, parts.second]
     here = "(user, position, ...rest) => [user, window.uqPlayground.position(), ...rest]"
+    on(parts.bring.upload, handlers.on_import, [user, parts.bring], [parts.said, choice.chosen])
     on(parts.apply.click, handlers.on_apply, [user, *place], [parts.said, choice.chosen, choice.kept], js=here)
