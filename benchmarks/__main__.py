@@ -9,8 +9,8 @@ from pathlib import Path
 
 from benchmarks.common import update_readme
 
-HELPERS = ("__init__", "__main__", "common")
-SLOW = ("soak",)  # only by name and with --full
+HELPERS = ("__init__", "__main__", "common", "llama_cpp_peer")
+SLOW = ("soak", "format_quality", "llama_cpp")  # only by name and with --full
 NAMES = tuple(sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in HELPERS))
 
 

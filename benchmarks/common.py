@@ -104,7 +104,9 @@ def table() -> str:
     lines = ["| claim | ratio (lowest to highest) | bar | met | medians |", "| --- | --- | --- | --- | --- |"]
     for path in sorted(RESULTS.glob("*.json")):
         for row in json.loads(path.read_text())["rows"]:
-            spread = f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+            digits = 4 if row["bar"].startswith("within") else 2  # a difference, not a ratio
+            spread = " ".join(f"{row[key]:.{digits}f}" for key in ("ratio", "low", "high")).replace(" ", " (", 1)
+            spread = " to ".join(spread.rsplit(" ", 1)) + ")"
             met = "yes" if row["is_met"] else "no"
             lines.append(f"| {row['claim']} | {spread} | {row['bar']} | {met} | {row['detail']} |")
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from uqchat.fingerprint import SOURCE, weights_fingerprint
 from uqchat.four_bit import BLOCK, Int4Linear, find_grid
 
 PACKED_ROWS = 8  # rows that the order of a packed copy is chosen for; it serves any number
@@ -68,6 +69,7 @@ class Int8Linear(nn.Module):
 
 def quantize_linear_layers(model: nn.Module) -> None:
     """Replace every `nn.Linear` of `model` in place; an output layer tied to the embedding is untied by this."""
+    setattr(model, SOURCE, weights_fingerprint(model))
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
