@@ -94,6 +94,12 @@ def is_batchable(model: PreTrainedModel) -> bool:
     )
 
 
+def cache_argument(model: PreTrainedModel) -> str:
+    """What this model's forward calls its cache: transformers has had three names for it, one for all since 5.24."""
+    accepted = inspect.signature(model.forward).parameters
+    return next((name for name in ("cache", "cache_params") if name in accepted), "past_key_values")
+
+
 class BatchedForward:
     """All decoding rows in one forward; base weights are read once per step."""
 
@@ -103,6 +109,7 @@ class BatchedForward:
         config = model.config.get_text_config()
         self.model = model
         self.cache = RowCache(config.num_hidden_layers)
+        self._cache_name = cache_argument(model)
         kinds = getattr(config, "layer_types", None) or ()
         self._is_mixed = "sliding_attention" in kinds  # such models take one mask for each kind of layer
         layers = DynamicCache(config=model.config).layers
@@ -208,9 +215,9 @@ class BatchedForward:
                 input_ids=input_ids,
                 position_ids=positions,
                 attention_mask=mask,
-                past_key_values=self.cache,
                 use_cache=True,
                 logits_to_keep=keep,
+                **{self._cache_name: self.cache},
                 **extra,
             ).logits
 
@@ -223,9 +230,8 @@ class SequentialForward:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.caches: dict[int, DynamicCache] = {}
-        accepted = inspect.signature(model.forward).parameters
-        self._cache_name = "cache_params" if "cache_params" in accepted else "past_key_values"
-        self._can_keep = "logits_to_keep" in accepted
+        self._cache_name = cache_argument(model)
+        self._can_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def prefill(
         self,
