@@ -20,7 +20,7 @@ from uqchat.paths import ROOT
 LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("app", "__main__", "cli", "cli_*"),),
     (("ui", "ui.*"),),
-    (("conversation", "conversation_policy", "answer_run", "prompt_text"), ("transfer", "transfer_*")),
+    (("conversation", "conversation_*", "answer_run", "prompt_text"), ("transfer", "transfer_*")),
     (
         ("store", "store_*", "token_codec"),
         ("host", "host_*"),
@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("selective", "selective_*"),
         ("artifacts", "artifact_folders"),
         ("head_check",),
+        ("wrapping",),
         ("policy", "policy_*"),
     ),
     (("estimators", "estimators.*"),),

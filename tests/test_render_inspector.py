@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from tests.doubles import scored_token
+from tests.doubles import scored_token, scored_tokens
 from tests.drawing import alternatives, sequence
 from uqchat.estimators import ESTIMATOR_NAMES
 from uqchat.render import (
@@ -16,7 +17,7 @@ from uqchat.render import (
     legend_html,
     token_sentence,
 )
-from uqchat.types import Alternative
+from uqchat.types import Alternative, Risk
 
 VIEW = RiskView()
 
@@ -100,3 +101,10 @@ def test_the_legend_gives_unit_map_and_five_swatches() -> None:
     calibrated = legend_html("entropy", VIEW, "questions & answers")
     assert "Calibrated for questions &amp; answers. Risk = probability of error within that scope." in calibrated
     assert "ot calibrated" not in calibrated
+
+
+def test_the_inspector_says_what_each_voter_gives_the_token() -> None:
+    first, *rest = scored_tokens("Osh is")
+    first = replace(first, risks={"vote": Risk(0.4, 0.44, voters=(0.91, 0.05, 0.5))})
+    shown = inspector_html(first, (first, *rest), RiskView("vote"), "m")
+    assert re.search(r"voters give it 91\W?%, 5\.0\W?%, 50\W?%", shown)

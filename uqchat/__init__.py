@@ -15,6 +15,7 @@ from uqchat.types import Answer, Message, Risk, ScoredToken, Summary
 
 if TYPE_CHECKING:
     from uqchat.language_model import LanguageModel, load
+    from uqchat.wrapping import wrap
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Summary",
     "UqchatError",
     "load",
+    "wrap",
 ]
 
 
@@ -36,4 +38,8 @@ def __getattr__(name: str) -> Any:
         from uqchat import language_model
 
         return getattr(language_model, name)
+    if name == "wrap":
+        from uqchat.wrapping import wrap
+
+        return wrap
     raise AttributeError(f"module 'uqchat' has no attribute {name!r}")

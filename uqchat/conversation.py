@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from uqchat.answer_run import AnswerRun, RunSnapshot, StartStream
 from uqchat.config import AppConfig, GenerationConfig
 from uqchat.conversation_policy import PolicyGate
+from uqchat.conversation_rescore import require_rescorable, stream_again
 from uqchat.errors import BusyError, InputError
 from uqchat.policy import PolicyStore
 from uqchat.prompt_text import clean_answer, clean_prompt, clean_text, messages_for_model, title_of
@@ -126,6 +127,21 @@ class Conversations:
             prefix = _prefix(branch[-1], index, token_id, model)
             return self._answer(user, branch[:-1], settings, model, prefix)
 
+    def rescore(self, user: str, message_id: str, name: str, settings: AskSettings) -> AnswerRun:
+        """The same answer, read again by an estimator that was not asked when it was written."""
+        settings, model = self._checked(settings), self._ready_model()
+        with self._only_answer(user, self._chat_of(user, message_id)):
+            branch = self._branch_to(user, message_id, "assistant", "scored again")
+            answer, messages = branch[-1], messages_for_model(branch[:-1], settings.system)
+            require_rescorable(answer, model, name)
+
+            def start_stream(
+                stop: threading.Event, on_queue: Callable[[int], None]
+            ) -> Generator[ScoredToken, None, Answer]:
+                return stream_again(self._host, messages, answer, name, stop, on_queue)
+
+            return self._started(user, answer.chat_id, answer.id, start_stream, answer.text)
+
     def run_for(self, user: str, chat_id: str) -> AnswerRun | None:
         """The answer being written in this chat, or one that is complete but could not be saved yet."""
         with self._lock:
@@ -205,7 +221,10 @@ class Conversations:
         """Adds the answer's row below the question and begins to fill it."""
         chat_id = question.chat_id
         row = self._store.add_message(user, chat_id, question.id, "assistant", text, status="streaming", model=model)
-        run = AnswerRun(self._store, user, chat_id, row.id, start_stream, self._forget, text)
+        return self._started(user, chat_id, row.id, start_stream, text)
+
+    def _started(self, user: str, chat_id: str, message_id: str, start_stream: StartStream, text: str) -> AnswerRun:
+        run = AnswerRun(self._store, user, chat_id, message_id, start_stream, self._forget, text)
         with self._lock:
             self._runs[user, chat_id] = run
         run.start()

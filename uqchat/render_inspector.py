@@ -178,11 +178,12 @@ def _estimator(name: str, risk: Risk, is_shown: bool, known: Mapping[str, NameLi
     one = named(name, known)
     shown = ' class="uq-shown"' if is_shown else ""
     fill = f"uq-bar uq-fill{bisect_right(BIN_EDGES, value)}"
+    votes = f" · voters give it {', '.join(percent(p, is_short=True) for p in risk.voters)}" if risk.voters else ""
     return (
         f'<li{shown}><span class="uq-view-name">{encode(one.label)}</span>'
         f'<span class="{fill}"><span style="width:{value * 100:.1f}%"></span></span>'
         f'<span class="uq-share">{value:.2f}</span>'
-        f'<span class="uq-raw">{risk.raw:.3g} {encode(one.unit + scope)}</span></li>'
+        f'<span class="uq-raw">{risk.raw:.3g} {encode(one.unit + scope + votes)}</span></li>'
     )
 
 

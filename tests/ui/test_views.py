@@ -8,8 +8,10 @@ import gradio as gr
 import pytest
 
 from tests.doubles import ESTIMATOR_NAMES, ScriptedHost, offer
+from tests.test_conversation_rescore import read_by_vote
 from tests.ui.conftest import FakeRequest, Tab
 from uqchat.errors import ModelError
+from uqchat.ui.offers import picker
 from uqchat.ui.page import Page
 
 NAMES = ["entropy", "max_prob", "margin"]
@@ -96,3 +98,23 @@ def test_the_model_tab_is_hidden_where_switching_is_off(make_page: Callable[...,
 
     assert is_shown(make_page(allow_model_switch=True))
     assert not is_shown(make_page(allow_model_switch=False))
+
+
+def test_choosing_a_costly_estimator_lets_it_read_the_newest_answer(tab: Tab, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(gr, "Info", said.append)
+    host = tab.page.views._services.host
+    host.set_state("ready", offers=(offer("entropy"), offer("vote", is_costly=True, cost="3 more rows")))
+    assert dict(map(reversed, picker(tab.session, host.status().offers)))["vote"].endswith(" – 3 more rows")
+    tab.ask("Capital of France?")
+    tab.finish()
+    calls = read_by_vote(host)
+    updates = tab.page.views.on_view(tab.request, tab.kept, "vote", "absolute", "risk", NAMES)
+    assert updates[tab.page.widgets.ticket] == tab.session.ticket and "reads this answer now" in said[-1]
+    tab.finish()
+    answer = tab.stored()[-1]
+    assert calls[0][1] == tuple(token.token_id for token in answer.tokens)
+    assert all(token.risks["vote"].voters for token in answer.tokens) and len(host.requests) == 1
+    tab.page.views.on_view(tab.request, tab.kept, "entropy", "absolute", "risk", NAMES)
+    tab.page.views.on_view(tab.request, tab.kept, "vote", "absolute", "risk", NAMES)
+    assert len(calls) == 1 and "reads this answer now" not in said[-1]

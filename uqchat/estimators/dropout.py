@@ -26,7 +26,7 @@ from uqchat.estimators.dropout_files import (
     read_dropout,
     write_dropout,
 )
-from uqchat.estimators.ensemble import EnsembleEstimator
+from uqchat.estimators.vote import EnsembleEstimator
 from uqchat.estimators.vote_options import Reading, require_known, with_options
 from uqchat.estimators.vote_settings import matching_layers
 from uqchat.types import Ensemble

@@ -145,8 +145,9 @@ def _connect_views(page: Page) -> None:
     w, views, models = page.widgets, page.views, page.models
     drawn = [*_conversation_of(w), w.inspector]
     for control in w.view():
-        shown = [*drawn, w.estimator, w.listed]
-        _on(control.input, views.on_view, [w.user, *w.view()], shown, trigger_mode="always_last")
+        shown = [*drawn, w.estimator, w.listed, w.ticket]
+        chosen = [w.user, *w.view(), *w.settings.inputs()]
+        _on(control.input, views.on_view, chosen, shown, trigger_mode="always_last")
     for control in w.controls():
         # A slider's own reset tells of itself as a release only.
         for event in (control.input, control.release) if isinstance(control, gr.Slider) else (control.input,):

@@ -9,6 +9,11 @@ from typing import Any
 
 import gradio as gr
 
+from uqchat.conversation import AskSettings
+from uqchat.conversation_rescore import require_rescorable
+from uqchat.errors import InputError
+from uqchat.host_estimators import Offer
+from uqchat.ui.chat import ask_settings
 from uqchat.ui.choices import Choices, to_keep
 from uqchat.ui.layout import Widgets
 from uqchat.ui.offers import by_name, require_offered, usual_as_none
@@ -27,9 +32,16 @@ class ViewHandlers:
         self._screen = screen
 
     def on_view(
-        self, request: gr.Request, kept: str | None, estimator: str, scale: str, mode: str, listed: Sequence[str] | None
+        self,
+        request: gr.Request,
+        kept: str | None,
+        estimator: str,
+        scale: str,
+        mode: str,
+        listed: Sequence[str] | None,
+        *settings: Any,
     ) -> Updates:
-        """Another estimator, scale or view: only drawing, nothing is generated again."""
+        """Another estimator, scale or view: only drawing, nothing is generated again; a costly one reads the answer."""
         with shown_to_user():
             user, session = self._services.who(request, kept)
             offers, old = self._services.host.status().offers, session.view.estimator
@@ -38,11 +50,36 @@ class ViewHandlers:
             if offer is not None and offer.refusal:
                 gr.Warning(html.escape(offer.refusal))
                 estimator = old
-            elif offer is not None and offer.is_costly and estimator != old:
-                gr.Info(html.escape(f"Answers from now on are scored by {offer.label} as well."))
+                offer = None
             session.look(estimator, scale, mode, usual_as_none(listed, offers))
             session.follows_default = session.follows_default and estimator == old
-            return self._redrawn(user, session)
+            is_asked_for = offer is not None and offer.is_costly and estimator != old
+            begun = self._costly(user, session, offer, settings) if is_asked_for else {}
+            return begun | self._redrawn(user, session)
+
+    def _costly(self, user: str, session: Session, offer: Offer, settings: Sequence[Any]) -> Updates:
+        """A costly estimator was chosen: it reads the newest answer now, and scores those from now on."""
+        later = f"Answers from now on are scored by {offer.label} as well."
+        newest = self._unscored(user, session, offer.name)
+        if newest is None:
+            gr.Info(html.escape(later))
+            return {}
+        asked = ask_settings(*settings) if settings else AskSettings()
+        run = self._services.conversations.rescore(user, newest, offer.name, asked)
+        gr.Info(html.escape(f"{offer.label} reads this answer now. {later}"))
+        session.draw(run)
+        return {self._widgets.ticket: session.ticket}
+
+    def _unscored(self, user: str, session: Session, name: str) -> str | None:
+        """The newest answer of the chat, if this estimator can still read it; None where it cannot or has done so."""
+        if session.chat_id is None or session.is_busy:
+            return None
+        branch = self._services.store.path(user, session.chat_id)
+        try:
+            require_rescorable(branch[-1], self._services.host.status().model or "", name)
+        except (InputError, IndexError):
+            return None
+        return branch[-1].id
 
     def _redrawn(self, user: str, session: Session) -> Updates:
         screen = self._screen
