@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from uqchat.errors import InputError
+from uqchat.metrics import auroc
 from uqchat.records import Records, read_records
 from uqchat.records_split import CALIBRATION, CALIBRATION_SHARE, calibration_part
 from uqchat.selective import accuracy_band, coverage_at_accuracy
@@ -89,10 +90,10 @@ def accuracy_table(records: Records, only: np.ndarray) -> str:
             f"{a:.0%} ({low:.0%}-{high:.0%})"
             for a, low, high in zip(drawn.accuracy, drawn.low, drawn.high, strict=True)
         ]
-        rows.append([name, *cells])
-    return "Right among the answered, by share of questions answered:\n\n" + _table(
-        ["score", *(f"{coverage:.0%}" for coverage in COVERAGES)], rows
-    )
+        has_both = 0 < found.is_error.sum() < len(found.is_error)
+        rows.append([name, *cells, f"{auroc(found.risk, found.is_error):.3f}" if has_both else "-"])
+    head = ["score", *(f"{coverage:.0%}" for coverage in COVERAGES), "AUROC of wrong"]
+    return "Right among the answered, by share of questions answered:\n\n" + _table(head, rows)
 
 
 def certified_table(records: Records, only: np.ndarray, splits: int, seed: int = 0) -> str:
@@ -149,6 +150,8 @@ def doubling(records: Records, only: np.ndarray, base: float) -> str:
     found = {name: records.labelled(name, only=only) for name in records.estimators}
     shares = {name: coverage_at_accuracy(one.risk, one.is_error, 2 * base) for name, one in found.items()}
     best = max(shares, key=shares.__getitem__)
+    if not shares[best]:
+        return f"No score reaches twice the accuracy of answering everything ({2 * base:.0%})."
     return f"At twice the accuracy of answering everything ({2 * base:.0%}), `{best}` answers {shares[best]:.1%}."
 
 
