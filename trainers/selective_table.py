@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from uqchat.errors import InputError
+from uqchat.metrics import auroc
 from uqchat.records import Records, read_records
 from uqchat.records_split import CALIBRATION, CALIBRATION_SHARE, calibration_part
 from uqchat.selective import accuracy_band, coverage_at_accuracy
@@ -87,7 +88,7 @@ def accuracy_table(records: Records, only: np.ndarray) -> str:
 
 
 def coverage_table(scores: Mapping[str, tuple[np.ndarray, np.ndarray]], coverages: Sequence[float]) -> str:
-    """A row for each score: accuracy at each coverage with a 95 % bootstrap interval.
+    """A row for each score: accuracy at each coverage with a 95 % bootstrap interval, and its AUROC.
 
     Args:
         scores: name to risk and is_error, (N,) each.
@@ -99,8 +100,9 @@ def coverage_table(scores: Mapping[str, tuple[np.ndarray, np.ndarray]], coverage
             f"{a:.0%} ({low:.0%}-{high:.0%})"
             for a, low, high in zip(drawn.accuracy, drawn.low, drawn.high, strict=True)
         ]
-        rows.append([name, *cells])
-    return _table(["score", *(f"{coverage:.0%}" for coverage in coverages)], rows)
+        has_both = 0 < is_error.sum() < len(is_error)
+        rows.append([name, *cells, f"{auroc(risk, is_error):.3f}" if has_both else "-"])
+    return _table(["score", *(f"{coverage:.0%}" for coverage in coverages), "AUROC of wrong"], rows)
 
 
 def certified_table(records: Records, only: np.ndarray, splits: int, seed: int = 0) -> str:
@@ -157,6 +159,8 @@ def doubling(records: Records, only: np.ndarray, base: float) -> str:
     found = {name: records.labelled(name, only=only) for name in records.estimators}
     shares = {name: coverage_at_accuracy(one.risk, one.is_error, 2 * base) for name, one in found.items()}
     best = max(shares, key=shares.__getitem__)
+    if not shares[best]:
+        return f"No score reaches twice the accuracy of answering everything ({2 * base:.0%})."
     return f"At twice the accuracy of answering everything ({2 * base:.0%}), `{best}` answers {shares[best]:.1%}."
 
 

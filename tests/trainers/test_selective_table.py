@@ -40,7 +40,7 @@ def test_a_perfect_score_is_right_until_the_wrong_answers_begin(tmp_path: Path) 
     records = read_records(write(tmp_path / "r.parquet", np.linspace(0, 1, 200), np.arange(200) >= 100))
     everything = np.ones(200, dtype=bool)
     row = cells(accuracy_table(records, everything))
-    assert [cell.split(" ")[0] for cell in row] == ["x", "100%", "100%", "100%", "100%", "50%"]
+    assert [cell.split(" ")[0] for cell in row] == ["x", "100%", "100%", "100%", "100%", "50%", "1.000"]
     assert "answers 50.0%" in doubling(records, everything, 0.5)
     assert doubling(records, everything, 0.51) == ""
 

@@ -117,6 +117,8 @@ def test_a_running_evaluation_is_cancelled_and_goes_on_later(make_page: Callable
     page.chat._services.host.release()
     assert "was cancelled" in list(steps)[-1][parts.progress]
     assert sent(page, used(page, request, *columns))["curves"][0]["run"] == "mine-open-page"
+    short = list(page.uploads.on_use(request, "", 30, "page", *columns))[-1]  # other settings begin anew
+    assert sent(page, short)["curves"][0]["run"] == "mine-open-page"
 
 
 def test_columns_that_cannot_be_used_are_explained(page: Page, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from uqchat.errors import InputError
-from uqchat.evaluation import Plan, check_plan
+from uqchat.evaluation import Plan, check_plan, settings_of
 from uqchat.evaluation_data import KINDS, Kind, Question, kind_of, read_questions, source_rows
 from uqchat.evaluation_job import EvaluationJob
 from uqchat.records import RISK, Records
@@ -134,8 +135,10 @@ class UploadHandlers:
             board.scratch = TemporaryDirectory(prefix="uqchat-")
         name = questions[0].set or "own"
         safe = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)[:60]
-        path = Path(board.scratch.name) / f"{safe}-{plan.kind}-{plan.style}.parquet"
-        return EvaluationJob(self._services.host, questions, plan, path)
+        host = self._services.host
+        settings = repr(settings_of(host, questions, plan)).encode()  # what was cancelled goes on with the same alone
+        folder = Path(board.scratch.name) / hashlib.sha256(settings).hexdigest()[:16]
+        return EvaluationJob(host, questions, plan, folder / f"{safe}-{plan.kind}-{plan.style}.parquet")
 
     def _watched(self, board: Board, job: EvaluationJob) -> Iterator[Updates]:
         """Progress until it ends; a reader who leaves ends it."""
