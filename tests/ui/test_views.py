@@ -104,8 +104,8 @@ def test_choosing_a_costly_estimator_lets_it_read_the_newest_answer(tab: Tab, mo
     said: list[str] = []
     monkeypatch.setattr(gr, "Info", said.append)
     host = tab.page.views._services.host
-    host.set_state("ready", offers=(offer("entropy"), offer("vote", is_costly=True, cost="3 more rows")))
-    assert dict(map(reversed, picker(tab.session, host.status().offers)))["vote"].endswith(" – 3 more rows")
+    host.set_state("ready", offers=(offer("entropy"), offer("vote", is_costly=True, cost="+3 rows")))
+    assert dict(map(reversed, picker(tab.session, host.status().offers)))["vote"].endswith(", +3 rows")
     tab.ask("Capital of France?")
     tab.finish()
     calls = read_by_vote(host)
