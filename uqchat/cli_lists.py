@@ -63,8 +63,9 @@ def run_estimators(args: argparse.Namespace, out: TextIO) -> None:
             "unit": estimator.unit,
             "value_map": estimator.value_map,
             "needs": asdict(estimator.needs),
+            "cost": estimator.cost,
         }
-        for estimator in ESTIMATORS
+        for estimator in (kind() for kind in ESTIMATORS)
     ]
     trained = [
         {"name": one.name, "label": one.label, "base_model": one.origin.base_model, "folder": str(one.folder)}
@@ -73,7 +74,9 @@ def run_estimators(args: argparse.Namespace, out: TextIO) -> None:
     if args.json:
         out.write(json.dumps({"estimators": found, "trained": trained}, ensure_ascii=False) + "\n")
         return
-    rows = [(e["name"], e["label"], e["level"], e["unit"], e["value_map"], _needs(e["needs"])) for e in found]
+    rows = [
+        (e["name"], e["label"], e["level"], e["unit"], e["value_map"], e["cost"] or _needs(e["needs"])) for e in found
+    ]
     _write_table(("name", "label", "level", "raw unit", "risk (uncalibrated)", "needs"), rows, out)
     if trained:
         out.write("\n")

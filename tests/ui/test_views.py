@@ -104,8 +104,8 @@ def test_choosing_a_costly_estimator_lets_it_read_the_newest_answer(tab: Tab, mo
     said: list[str] = []
     monkeypatch.setattr(gr, "Info", said.append)
     host = tab.page.views._services.host
-    host.set_state("ready", offers=(offer("entropy"), offer("vote", is_costly=True, cost="3 more rows")))
-    assert dict(map(reversed, picker(tab.session, host.status().offers)))["vote"].endswith(" – 3 more rows")
+    host.set_state("ready", offers=(offer("entropy"), offer("vote", is_costly=True, cost="+3 rows")))
+    assert dict(map(reversed, picker(tab.session, host.status().offers)))["vote"].endswith(", +3 rows")
     tab.ask("Capital of France?")
     tab.finish()
     calls = read_by_vote(host)
@@ -118,3 +118,18 @@ def test_choosing_a_costly_estimator_lets_it_read_the_newest_answer(tab: Tab, mo
     tab.page.views.on_view(tab.request, tab.kept, "entropy", "absolute", "risk", NAMES)
     tab.page.views.on_view(tab.request, tab.kept, "vote", "absolute", "risk", NAMES)
     assert len(calls) == 1 and "reads this answer now" not in said[-1]
+
+
+def test_a_costly_estimator_chosen_while_an_answer_is_written_reads_it_afterwards_once(tab: Tab) -> None:
+    host = tab.page.views._services.host
+    tab.ask("Capital of France?")
+    host.set_state("ready", offers=(offer("entropy"), offer("vote", is_costly=True)))
+    tab.session.look("vote", "absolute", "risk", None)
+    calls = read_by_vote(host, ModelError("no room"))
+    ticket = tab.session.ticket
+    tab.finish()
+    assert tab.session.ticket != ticket and len(calls) == 1
+    tab.finish()
+    tab.finish()
+    assert len(calls) == 1, "what failed is not tried again and again"
+    assert tab.stored()[-1].scores.failures == {"vote": "no room"}

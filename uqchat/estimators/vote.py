@@ -35,7 +35,7 @@ class EnsembleEstimator(Estimator):
 
     level = "token"
     unit, value_map = UNITS["mutual_information"]
-    cost = "more rows for each answer"
+    cost = "+ rows"
     needs = Signals()
     ensemble = Ensemble(())
     reading = Reading()
@@ -68,7 +68,7 @@ class EnsembleEstimator(Estimator):
 
 def cost_of(count: int) -> str:
     """In a few words, what so many voters cost."""
-    return f"{count} more {'row' if count == 1 else 'rows'} for each answer"
+    return f"+{count} {'row' if count == 1 else 'rows'}"
 
 
 class InstantVote(EnsembleEstimator):

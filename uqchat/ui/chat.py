@@ -16,6 +16,7 @@ from uqchat.prompt_text import has_control_characters
 from uqchat.render import live_answer_html
 from uqchat.ui.layout import Widgets
 from uqchat.ui.screen import Screen, Updates
+from uqchat.ui.second_reading import begin_second_reading
 from uqchat.ui.services import Services, shown_to_user
 from uqchat.ui.sessions import Session, is_active
 
@@ -82,14 +83,19 @@ class ChatHandlers:
             version = run.wait_change(version, timeout=1.0)
             time.sleep(max(0.0, begun + _UPDATE_S - time.monotonic()))
 
-    def finish(self, request: gr.Request, kept: str | None, ticket: str | None) -> Updates:
-        """The stream ended: the answer moves from the live part to the finished ones."""
+    def finish(self, request: gr.Request, kept: str | None, ticket: str | None, *settings: Any) -> Updates:
+        """The stream ended: the answer moves from the live part to the finished ones.
+
+        A costly estimator that was chosen while it was written reads it now.
+        """
         with shown_to_user():
             user, session = self._services.who(request, kept)
             if session.ticket != ticket or session.run is None:
                 return gr.skip()
             session.run = session.run if is_active(session.run) else None
             screen = self._screen
+            if begin_second_reading(self._services, user, session, _settings(session, settings)):
+                return self._shown(user, session) | screen.chats(user, session) | screen.inspector(user, session)
             return screen.conversation(user, session) | screen.chats(user, session) | screen.inspector(user, session)
 
     def on_stop(self, request: gr.Request, kept: str | None) -> None:
@@ -193,7 +199,8 @@ class ChatHandlers:
 
 def _settings(session: Session, values: tuple) -> AskSettings:
     """The settings tab, and the estimators that this tab shows."""
-    return replace(ask_settings(*values), estimators=session.wanted, policy=session.policy)
+    asked = ask_settings(*values) if values else AskSettings()
+    return replace(asked, estimators=session.wanted, policy=session.policy)
 
 
 def ask_settings(

@@ -50,7 +50,9 @@ def _facts(offer: Offer) -> list[str]:
         facts.append(f"Raw in {offer.unit}; uncalibrated, risk is {offer.value_map}.")
     facts += [f"Values are probabilities of error within: {scope}." for scope in _scopes(offer)]
     if offer.cost:
-        facts.append(f"Costs {offer.cost}, so it runs only where it is listed or tinted by.")
+        facts.append(
+            f"Costs {offer.cost} that read and run beside each answer, so it runs only where it is listed or tinted by."
+        )
     elif offer.is_costly:
         facts.append("Reads the answer once more when it is whole, so it runs only where it is listed or tinted by.")
     return [*facts, *offer.notes]

@@ -60,7 +60,7 @@ def list_rows(offers: Sequence[Offer]) -> list[tuple[str, str]]:
 
 
 def _picker_label(offer: Offer) -> str:
-    cost = f" – {offer.cost}" if offer.cost else ""
+    cost = f", {offer.cost}" if offer.cost else ""
     return f"{offer.label}{_LEVELS[offer.level]}{' – not with this model' if offer.refusal else cost}"
 
 

@@ -121,7 +121,8 @@ def _connect_chat(page: Page) -> None:
     scored = _on(panel.score.click, chat.on_score, given, [*begun, panel.question, panel.answer])
     _on(scored.success, None, js=_SHOW_ANSWER)
     followed = _on(w.ticket.change, chat.follow, [w.ticket], [w.live], trigger_mode="multiple")
-    _on(followed.then, chat.finish, [w.user, w.ticket], [*conversation, w.chats, w.inspector])
+    ended = [*conversation, w.chats, w.inspector, w.ticket, w.last_chat]
+    _on(followed.then, chat.finish, [w.user, w.ticket, *settings], ended)
     _on(w.stop.click, chat.on_stop, [w.user])
     _on(w.undo.click, chat.on_undo, [w.user], [*conversation, w.inspector, w.prompt])
 

@@ -44,6 +44,8 @@ class Session:
     """The answer that streams into this tab."""
     watched: list[AnswerRun] = field(default_factory=list)
     """Answers that this tab has drawn; each ends when the last tab that watches it is closed."""
+    read_again: set[tuple[str, str]] = field(default_factory=set)
+    """Answers, by id, that a costly estimator was given after they had been written."""
     ticket: str = ""
     """Names the stream that may draw into this tab; an older one ends itself."""
     shown_status: tuple[str, str | None] = ("", None)

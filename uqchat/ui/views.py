@@ -10,14 +10,12 @@ from typing import Any
 import gradio as gr
 
 from uqchat.conversation import AskSettings
-from uqchat.conversation_rescore import require_rescorable
-from uqchat.errors import InputError
-from uqchat.host_estimators import Offer
 from uqchat.ui.chat import ask_settings
 from uqchat.ui.choices import Choices, to_keep
 from uqchat.ui.layout import Widgets
 from uqchat.ui.offers import by_name, require_offered, usual_as_none
 from uqchat.ui.screen import Screen, Updates
+from uqchat.ui.second_reading import begin_second_reading
 from uqchat.ui.services import Services, shown_to_user
 from uqchat.ui.sessions import Session
 from uqchat.ui.user import user_of
@@ -53,33 +51,13 @@ class ViewHandlers:
                 offer = None
             session.look(estimator, scale, mode, usual_as_none(listed, offers))
             session.follows_default = session.follows_default and estimator == old
-            is_asked_for = offer is not None and offer.is_costly and estimator != old
-            begun = self._costly(user, session, offer, settings) if is_asked_for else {}
-            return begun | self._redrawn(user, session)
-
-    def _costly(self, user: str, session: Session, offer: Offer, settings: Sequence[Any]) -> Updates:
-        """A costly estimator was chosen: it reads the newest answer now, and scores those from now on."""
-        later = f"Answers from now on are scored by {offer.label} as well."
-        newest = self._unscored(user, session, offer.name)
-        if newest is None:
-            gr.Info(html.escape(later))
-            return {}
-        asked = ask_settings(*settings) if settings else AskSettings()
-        run = self._services.conversations.rescore(user, newest, offer.name, asked)
-        gr.Info(html.escape(f"{offer.label} reads this answer now. {later}"))
-        session.draw(run)
-        return {self._widgets.ticket: session.ticket}
-
-    def _unscored(self, user: str, session: Session, name: str) -> str | None:
-        """The newest answer of the chat, if this estimator can still read it; None where it cannot or has done so."""
-        if session.chat_id is None or session.is_busy:
-            return None
-        branch = self._services.store.path(user, session.chat_id)
-        try:
-            require_rescorable(branch[-1], self._services.host.status().model or "", name)
-        except (InputError, IndexError):
-            return None
-        return branch[-1].id
+            if offer is None or not offer.is_costly or estimator == old:
+                return self._redrawn(user, session)
+            asked = ask_settings(*settings) if settings else AskSettings()
+            now = begin_second_reading(self._services, user, session, asked)
+            first = f"{offer.label} reads this answer now. " if now else ""
+            gr.Info(html.escape(f"{first}Answers from now on are scored by {offer.label} as well."))
+            return self._redrawn(user, session) | ({self._widgets.ticket: session.ticket} if now else {})
 
     def _redrawn(self, user: str, session: Session) -> Updates:
         screen = self._screen
