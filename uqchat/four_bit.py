@@ -55,7 +55,7 @@ def find_grid(weight: Tensor) -> Grid | None:
     Args:
         weight: (out, in), of any floating-point dtype.
     """
-    if weight.device.type != "cpu" or weight.shape[0] % 16 or weight.shape[1] % (2 * GROUP):
+    if weight.device.type != "cpu" or weight.shape[0] % 16 or weight.shape[1] % GROUP:
         return None
     parts = []
     for part in weight.detach().split(4 * BLOCK):  # small enough to stay in the processor's cache
