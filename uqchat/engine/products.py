@@ -42,7 +42,7 @@ class PlainProduct:
         return F.linear(x, self.weight, self.bias)
 
 
-def product_of(fused: Mapping[str, Tensor], is_packed: bool) -> Product:
+def product_of(fused: Mapping[str, Tensor], is_packed: bool, has_grid: bool) -> Product:
     """How fused tensors, by the names in `FUSED_TENSORS`, are multiplied."""
     bias = fused.get("bias")
     if "weight_int8" in fused:
@@ -56,7 +56,7 @@ def product_of(fused: Mapping[str, Tensor], is_packed: bool) -> Product:
     else:
         many = PlainProduct(fused["weight"], bias, is_packed)
         # A forward in float32 is one that is to say exactly what the model's own says.
-        grid = find_grid(fused["weight"]) if is_packed and fused["weight"].dtype == torch.bfloat16 else None
+        grid = find_grid(fused["weight"]) if has_grid and fused["weight"].dtype == torch.bfloat16 else None
         if grid is None:
             return many
         scales, kernel_order = grid.scale_and_middle, grid.kernel_order
