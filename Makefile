@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 BUSY := $(VENV)/.installing
 HEALTHY := $(shell test ! -e $(BUSY) && $(PY) -c 'import pip' 2>/dev/null && echo yes)
 
-.PHONY: help run test bench bench-full style quality pictures
+.PHONY: help run test bench bench-full style quality pictures study
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -39,6 +39,22 @@ quality: $(VENV)/.dev-ready  ## check the format and the rules, change nothing
 
 pictures: $(VENV)/.dev-ready  ## draw the README's pictures from the running app
 	$(PY) assets/make_pictures.py
+
+# Answers cached by `python -m trainers data generate` and `data label` (assets/estimators/README.md), and the sets' files.
+CACHES ?= data
+SETS ?= $(UQCHAT_SHARED)/data/open_qa
+SCORES ?= entropy,max_prob,margin,rauq,uq_head,probe
+STUDY ?= runs/study
+EVALUATE = $(PY) -m uqchat evaluate --estimator $(SCORES)
+
+study: $(VENV)/.dev-ready  ## remake assets/records and the README's tables about thresholds, after training anew
+	$(PY) -m trainers records --caches $(CACHES)/easy_facts-calibration-short $(CACHES)/easy_facts-eval-short \
+		--splits calibration,eval --estimators $(SCORES) --out assets/records/easy_facts.parquet
+	$(EVALUATE) --data $(SETS)/easy_facts_eval.jsonl --style short --limit 100 --samples 9 --out $(STUDY)/easy_facts_drawn.parquet
+	cp $(STUDY)/easy_facts_drawn.parquet assets/records/easy_facts_drawn.parquet
+	$(EVALUATE) --data $(SETS)/truthfulqa_eval.jsonl --kind references --out $(STUDY)/truthfulqa.parquet
+	$(PY) -m trainers selective --into README.md --records assets/records/easy_facts.parquet \
+		$(STUDY)/truthfulqa.parquet $(STUDY)/easy_facts_drawn.parquet
 
 # bin goes first: without it a removal that is cut short is not taken for a working environment.
 $(PY):

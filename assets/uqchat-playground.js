@@ -368,7 +368,17 @@
       const style = getComputedStyle(pairs[i]);
       for (const name of ["fill", "stroke", "stroke-width", "stroke-dasharray", "opacity", "font-size", "font-family"]) node.style.setProperty(name, style.getPropertyValue(name));
     });
-    const [width, height] = [original.clientWidth, original.clientHeight];
+    const ink = getComputedStyle(board).color;
+    const width = original.clientWidth;
+    const height = original.clientHeight + 20 * data.curves.length + 8;
+    copy.setAttribute("height", height);
+    copy.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    data.curves.forEach((one, i) => {
+      const y = original.clientHeight + 20 * i + 12;
+      const colour = getComputedStyle(original.querySelector(`.uq-pg-c${one.index % 8}`)).stroke;
+      svg("line", { x1: 40, x2: 70, y1: y - 4, y2: y - 4, stroke: colour, "stroke-width": 2, "stroke-dasharray": one.dash }, copy);
+      label(copy, 78, y, one.key, { fill: ink, "font-size": 12, "font-family": "sans-serif" });
+    });
     const picture = new Image();
     picture.onload = () => {
       const canvas = document.createElement("canvas");
@@ -435,6 +445,7 @@
         const button = event.target.closest?.("button[data-row]");
         if (button) trigger("select", { action: "open", row: Number(button.dataset.row) });
       }),
+    showOpened: () => setTimeout(() => document.querySelector("#uq-pg-opened")?.scrollIntoView({ block: "nearest" }), 50),
     position: () => (curve ? JSON.stringify({ curve: curve.key, rank, costs }) : ""),
     download: () => document.querySelector("#uq-pg-download")?.click(),
   };

@@ -116,7 +116,7 @@ def main(repeats: int) -> None:
         print("page_keeps_up is skipped: pip install playwright")
         return
     with sync_playwright() as playwright:
-        chromium = _find_chromium(playwright)
+        chromium = find_chromium(playwright)
         if chromium is None:
             print("page_keeps_up is skipped: no Chromium; run `playwright install chromium` or set UQCHAT_CHROMIUM")
             return
@@ -129,7 +129,8 @@ def main(repeats: int) -> None:
     save("page_keeps_up", [_row(runs)], settings)
 
 
-def _find_chromium(playwright: Playwright) -> str | None:
+def find_chromium(playwright: Playwright) -> str | None:
+    """Path of a Chromium: UQCHAT_CHROMIUM, one on the PATH, or Playwright's own; None without any."""
     candidates = [os.environ.get("UQCHAT_CHROMIUM"), shutil.which("chromium"), playwright.chromium.executable_path]
     return next((path for path in candidates if path and Path(path).exists()), None)
 

@@ -2,11 +2,14 @@
 
 500 of them on the embedded model, with memory measured; `tests/engine/test_soak.py` runs 50 on a tiny one and compares
 every answer with what it is alone.
+
+What is bounded by design is let grow first: WARM requests fill the store of saved beginnings (16 MiB here), bring the
+batch to its widest and the allocator to the arena that this takes. Only then do the 500 begin whose thirds are
+compared. No answer is held beyond its end, so that what grows is the engine's.
 """
 
 from __future__ import annotations
 
-import gc
 import random
 import statistics
 import threading
@@ -30,7 +33,8 @@ from uqchat.estimators.entropy import Entropy
 from uqchat.language_model import LanguageModel
 from uqchat.types import Answer, Message, Risk, Signals
 
-COUNT, THREADS, CHANCE = 500, 12, 0.02
+COUNT, WARM, THREADS, CHANCE = 500, 60, 12, 0.02
+MAX_PREFIX_BYTES = 16 * 2**20
 WORDS = "the lighthouse keeper wrote down what he saw every night in a long book about ships storms birds and stars"
 SCORED_BY = ("entropy", "max_prob", "margin")  # whose needs every request meets, whatever signals it asks for
 FATES = ("whole", "whole", "whole", "whole", "stop", "close", "drop", "estimator")
@@ -59,6 +63,7 @@ class Outcome:
     plan: Plan
     ids: list[int] = field(default_factory=list)
     answer: Answer | None = None
+    is_whole: bool = False
     error: Exception | None = None
     was_hit: bool = False
 
@@ -155,7 +160,7 @@ def consume(model: LanguageModel, plan: Plan) -> Outcome:
                 stop.set()
             outcome.ids.append(next(stream).token_id)
     except StopIteration as end:
-        outcome.answer = end.value
+        outcome.answer, outcome.is_whole = end.value, True
     except Exception as error:  # noqa: BLE001  what came of it is the result
         outcome.error = error
     return outcome
@@ -167,13 +172,13 @@ def soak(
     rng: random.Random,
     chance: float,
     threads: int = THREADS,
-    on_done: Callable[[], None] = lambda: None,
+    on_done: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
-    """All plans, `threads` at a time, while forwards fail with this chance; `on_done` is called after each."""
+    """All plans, `threads` at a time, while forwards fail with this chance; `on_done` is given each as it ends."""
 
     def run(plan: Plan) -> Outcome:
         outcome = consume(model, plan)
-        on_done()
+        on_done(outcome)
         return outcome
 
     with sabotage(model, rng, chance) as hit, ThreadPoolExecutor(threads) as pool:
@@ -207,30 +212,37 @@ def left_over(model: LanguageModel) -> list[str]:
 
 def harmed(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Requests that nothing was done to and that yet are not whole."""
-    return [o for o in outcomes if not o.was_hit and o.plan.fate == "whole" and o.answer is None]
+    return [o for o in outcomes if not o.was_hit and o.plan.fate == "whole" and not o.is_whole]
 
 
 def main(repeats: int) -> None:
-    """500 requests; resident memory in the last third against the first."""
+    """500 requests behind a warm-up; resident memory in the last third against the first."""
     model = uqchat.load("embedded", dtype="bfloat16")
-    model.engine.lineup.prefixes.max_bytes = 64 * 2**20  # full early, so that what grows is a leak
+    model.engine.lineup.prefixes.max_bytes = MAX_PREFIX_BYTES
     add_adapters(model)
     rng, process, memory = random.Random(0), psutil.Process(), []
-    plans = make_plans(model, COUNT, rng)
-    outcomes = soak(model, plans, rng, CHANCE, on_done=lambda: memory.append(process.memory_info().rss))
-    gc.collect()
-    third = len(memory) // 3
-    first, last = statistics.median(memory[:third]), statistics.median(memory[-third:])
+
+    def note(outcome: Outcome) -> None:
+        outcome.answer = None
+        memory.append(process.memory_info().rss)
+
+    outcomes = soak(model, make_plans(model, WARM + COUNT, rng), rng, CHANCE, on_done=note)
     problems = [*left_over(model), *(["harmed requests"] if harmed(outcomes) else [])]
     assert not problems, problems
+    save("soak", [memory_row(memory[WARM:], outcomes)], {"seed": 0, "warm-up": WARM, "threads": THREADS})
+    model.close()
+
+
+def memory_row(memory: Sequence[int], outcomes: Sequence[Outcome]) -> Row:
+    """Medians of the last third against the first, and what happened meanwhile."""
+    third = len(memory) // 3
+    first, last = statistics.median(memory[:third]), statistics.median(memory[-third:])
+    mib = ", ".join(f"{size / 2**20:.0f} MiB" for size in (first, last, max(memory)))
     hit = sum(o.was_hit for o in outcomes)
-    detail = (
-        f"{first / 2**20:.0f} MiB, {last / 2**20:.0f} MiB; {hit} requests in forwards made to fail, no other harmed"
-    )
+    detail = f"first, last, highest: {mib}; {hit} requests in forwards made to fail, no other harmed, nothing left over"
     claim = f"resident memory in the last third of {COUNT} requests against the first"
     ratio = last / first
-    save("soak", [Row(claim, "last", "first", ratio, ratio, ratio, "<= 1.05", ratio <= 1.05, detail)], {"seed": 0})
-    model.close()
+    return Row(claim, "last", "first", ratio, ratio, ratio, "<= 1.05", ratio <= 1.05, detail)
 
 
 if __name__ == "__main__":

@@ -129,6 +129,22 @@ def test_an_answer_that_looks_wrong_is_stopped_after_a_few_tokens_and_a_sure_one
     assert whole.decision.outcome == "answered" and whole.text == text
 
 
+@pytest.mark.parametrize(("raw_threshold", "is_stopped"), [(-1.0, True), (0.95, False), (None, False)])
+def test_parts_are_judged_in_the_scores_own_unit_where_the_policy_has_it(
+    raw_threshold: float | None, is_stopped: bool
+) -> None:
+    """Tokens of value .2 and raw .2: below the threshold .3 of whole answers, above a raw threshold of -1."""
+    text = "One two three four five six. Seven eight nine ten eleven twelve."
+    changes = {"raw_threshold": raw_threshold}
+    model = ScriptedLanguageModel(tokens_of_risk(text, 0.2))
+    stopped = PolicyRun(model, policy(0.3, "stop_early", **changes)).answer("What?")
+    assert (stopped.decision.outcome == "stopped") is is_stopped
+    tokens = tokens_of_risk(text, 0.2)
+    answer = replace(scripted_answer(tokens, ["entropy"]), risks={"entropy": Risk(0.9, 0.9)})
+    trimmed = judge(policy(0.3, "trim", **changes), answer)
+    assert trimmed.outcome == ("declined" if is_stopped else "marked")  # no sentence is safe, or none is risky
+
+
 def test_outside_the_scope_nothing_is_stopped_early() -> None:
     text = "one two three four five six seven eight nine ten eleven twelve"
     scoped = policy(0.3, "stop_early", calibrated_on=Origin(scope="s"))

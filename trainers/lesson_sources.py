@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainers.answers import AnswerRow
-from trainers.cache import FeatureCache
+from trainers.answers import AnswerRow, read_answers
 from trainers.prompts import STYLES, Messages, make_messages
 from trainers.questions import Columns, read_questions, shared_file
 from trainers.recipes import read_recipe
@@ -140,7 +139,7 @@ def _questions(name: str, config: LessonConfig) -> Iterator[RawLesson]:
 
 def _own_answers(folder: str, config: LessonConfig) -> Iterator[RawLesson]:
     """Of the train part: right answers, and wrong ones whose tokens are labelled."""
-    for row in FeatureCache.open(folder).answers:
+    for row in read_answers(Path(folder)):
         is_known = row.token_labels is not None if row.is_error else row.is_error is not None
         if row.split == "train" and is_known and row.answer_ids:
             group = f"{row.set} (train, {row.style}, own answers)"

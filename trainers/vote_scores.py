@@ -2,7 +2,7 @@
 
 Each ensemble is a set of settings (voters from noise, no training) or the folder of a trained one. An answer's risks
 are means over its tokens, and with `:max` the largest, of: mutual information / ln n (no suffix), `variance` of the
-token's probability, `disagreement` (1 - vote share) and `surprise` (-log of the voters' mean probability).
+token's probability, `disagreement` (1 - vote share) and `surprisal` (-log of the voters' mean probability).
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def summary(name: str, votes: Sequence[Votes]) -> dict[str, float]:
         name: [vote.mutual_information / size for vote in votes],
         f"{name} variance": [float(np.var(vote.probabilities)) for vote in votes],
         f"{name} disagreement": [1 - vote.vote_share for vote in votes],
-        f"{name} surprise": [-math.log(max(float(np.mean(vote.probabilities)), 1e-30)) for vote in votes],
+        f"{name} surprisal": [-math.log(max(float(np.mean(vote.probabilities)), 1e-30)) for vote in votes],
     }
     found = {}
     for measure, values in measures.items():

@@ -10,15 +10,17 @@ from __future__ import annotations
 import os
 import re
 import uuid
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from uqchat.claims import answer_spans, claim_risks
 from uqchat.errors import InputError
-from uqchat.types import Answer, Decision, Outcome, Span
+from uqchat.types import Answer, Decision, Outcome, ScoredToken, Span
 
 Action = Literal["mark", "decline", "retry", "stop_early", "trim", "hand_over"]
 ACTIONS: dict[Action, str] = {
@@ -79,6 +81,9 @@ class Policy(_Record):
     estimator: str = Field(min_length=1)
     threshold: Share
     """An answer passes if its risk is at most this."""
+    raw_threshold: float | None = Field(None, allow_inf_nan=False)
+    """The same in the score's own unit, by which a part of an answer is judged: a calibrated value belongs to a whole
+    answer, and tokens have another calibration. None: parts are judged by their tokens' risks."""
     action: Action = "mark"
     guarantee: Guarantee | None = None
     """None: the threshold was chosen by hand and promises nothing."""
@@ -170,12 +175,25 @@ def why_not(policy: Policy, answer: Answer) -> str | None:
 
 
 def risky_sentences(policy: Policy, answer: Answer) -> tuple[Span, ...]:
-    """Sentences whose mean token risk is above the threshold; those without a scored token stay.
+    """Sentences whose tokens' mean is above the threshold; those without a scored token stay.
 
     A sentence's own risk is no calibrated value, so the policy's guarantee says nothing about what is left.
     """
     found = claim_risks(answer.tokens, policy.estimator, answer_spans(answer.tokens))
-    return tuple(claim.span for claim in found if claim.value > policy.threshold)
+    return tuple(claim.span for claim in found if _is_above(policy, claim.value, claim.raw))
+
+
+def is_risky_part(policy: Policy, tokens: Iterable[ScoredToken]) -> bool:
+    """Whether these tokens of an answer, as if they were all of it, are above the threshold.
+
+    Scores that judge an answer otherwise than by the mean over its tokens are only approximated by it.
+    """
+    risks = [token.risks[policy.estimator] for token in tokens]
+    return _is_above(policy, fmean(risk.value for risk in risks), fmean(risk.raw for risk in risks))
+
+
+def _is_above(policy: Policy, value: float, raw: float) -> bool:
+    return value > policy.threshold if policy.raw_threshold is None else raw > policy.raw_threshold
 
 
 def _covers(hidden: tuple[Span, ...], text: str) -> bool:

@@ -8,11 +8,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean
 from typing import Any, Protocol
 
 from uqchat.config import GenerationConfig
-from uqchat.policy import Policy, judge, why_not
+from uqchat.policy import Policy, is_risky_part, judge, why_not
 from uqchat.types import Answer, Decision, Message, ScoredToken
 
 MIN_TOKENS = 8
@@ -163,13 +162,13 @@ def _drained(stream: Stream) -> Answer:
 
 
 def _stopping(policy: Policy, stream: Stream, stop: threading.Event) -> Stream:
-    """Ends the answer when the mean risk of its tokens so far is above the threshold.
+    """Ends the answer when its tokens so far, as if they were all of it, are above the threshold.
 
-    That mean is what is known before the answer is whole; the policy's guarantee is about whole answers. Tokens that
-    are outside the calibration's scope, or on another scale than the threshold, stop nothing.
+    That is what is known before the answer is whole; the policy's guarantee is about whole answers. Tokens that are
+    outside the calibration's scope, or on another scale than the threshold, stop nothing.
     """
-    risks: dict[int, float] = {}
-    mean: float | None = None
+    seen: dict[int, ScoredToken] = {}
+    stopped_after = 0
     while True:
         try:
             token = next(stream)
@@ -180,12 +179,12 @@ def _stopping(policy: Policy, stream: Stream, stop: threading.Event) -> Stream:
         risk = token.risks.get(policy.estimator)
         if risk is None or token.is_end or token.is_reasoning or risk.calibration != policy.calibrated_on.scope:
             continue
-        risks[token.index] = risk.value
-        if mean is None and len(risks) >= MIN_TOKENS and fmean(risks.values()) > policy.threshold:
-            mean = fmean(risks.values())
+        seen[token.index] = token
+        if not stopped_after and len(seen) >= MIN_TOKENS and is_risky_part(policy, seen.values()):
+            stopped_after = len(seen)
             stop.set()
     decision = judge(policy, answer)
-    if mean is not None and answer.finish_reason == "cancelled":
-        words = f"Stopped: the mean risk of the first {len(risks)} tokens, {mean:.2f}, is above {policy.threshold:.2f}."
+    if stopped_after and answer.finish_reason == "cancelled":
+        words = f"Stopped: its first {stopped_after} tokens alone are riskier than the {policy.threshold:.2f} allowed."
         decision = replace(decision, outcome="stopped", reason=words)
     return replace(answer, decision=decision)

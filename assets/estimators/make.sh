@@ -77,7 +77,7 @@ calibrate() { # calibrate [ESTIMATORS]
 }
 combination() {
   $PYTHON -m trainers combination --run-dir runs/combination --resume --caches "$(caches calibration)" \
-    --splits '["calibration"]' --members '["entropy:max", "../probe", "../uq_head"]' --output $OUT/combination
+    --splits '["calibration"]' --members '["../probe", "../uq_head"]' --output $OUT/combination
   calibrate combination
 }
 leave_one_out() { # every training set judged by estimators that never saw it
@@ -85,7 +85,7 @@ leave_one_out() { # every training set judged by estimators that never saw it
     local probe=runs/sweep-probe/$(chosen probe)/$set/artifact head=runs/sweep-uq-head/$(chosen uq-head)/$set/artifact
     $PYTHON -m trainers combination --run-dir runs/left_out/$set --resume --caches "$(caches calibration)" \
       --splits '["calibration"]' --leave-out "[\"$set\"]" --output runs/left_out/$set/artifact \
-      --members "[\"entropy:max\", \"../../../../$probe\", \"../../../../$head\"]"
+      --members "[\"../../../../$probe\", \"../../../../$head\"]"
     $PYTHON -m trainers records --caches data/$set-eval-short data/$set-eval-page --out runs/left_out/$set.parquet \
       --estimators $UNTRAINED,question_only=runs/sweep-probe/question-only/$set/artifact,probe=$probe,uq_head=$head,combination=runs/left_out/$set/artifact
   done

@@ -51,6 +51,7 @@ def test_risk_is_the_share_of_ln_n_or_four_variances_or_other_votes() -> None:
     assert risk_of(votes, "mutual_information").raw == pytest.approx(math.log(2))
     assert (risk_of(votes, "variance").value, risk_of(votes, "variance").raw) == (1.0, 0.25)
     assert risk_of(votes, "vote_share").value == 0.75
+    assert (risk_of(votes, "surprisal").value, risk_of(votes, "surprisal").raw) == (0.5, math.log(2))
     assert risk_of(Votes(0.0, 1.0, (0.3,)), "mutual_information").value == 0
     assert risk_of(votes, "variance").voters == (1.0, 1.0, 0.0, 0.0)
 

@@ -66,7 +66,7 @@ def test_an_ensemble_says_what_models_with_its_voters_weights_say(
             assert found[row.id][name] == pytest.approx(shared.mean().item(), abs=1e-4)
             assert found[row.id][f"{name}:max"] == pytest.approx(shared.max().item(), abs=1e-4)
             own = probs[:, range(len(said)), list(said)]
-            assert found[row.id][f"{name} surprise"] == pytest.approx(-own.mean(0).log().mean().item(), abs=1e-3)
+            assert found[row.id][f"{name} surprisal"] == pytest.approx(-own.mean(0).log().mean().item(), abs=1e-3)
 
 
 def test_a_trained_folder_is_an_ensemble_too(model: LanguageModel, cache: FeatureCache, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_the_measures_of_an_answer() -> None:
     assert (found["v"], found["v:max"]) == pytest.approx((0.5, 1.0))
     assert (found["v variance"], found["v variance:max"]) == pytest.approx((0.005, 0.01))
     assert (found["v disagreement"], found["v disagreement:max"]) == pytest.approx((0.25, 0.5))
-    assert found["v surprise"] == pytest.approx((math.log(2) + math.log(4)) / 2)
+    assert found["v surprisal"] == pytest.approx((math.log(2) + math.log(4)) / 2)
 
 
 @pytest.mark.parametrize(

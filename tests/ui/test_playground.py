@@ -59,11 +59,16 @@ def test_own_records_are_drawn_and_their_questions_open(page: Page, tmp_path: Pa
 def test_columns_of_other_names_are_asked_about_and_then_used(page: Page, tmp_path: Path) -> None:
     request, parts = FakeRequest(), page.widgets.playground
     asked = page.uploads.on_upload(request, str(csv_of(tmp_path / "other.csv", "prompt,output,wrong,uncertainty")))
-    assert "no column question" in asked[parts.notes]
+    assert asked[parts.notes] == ""
     assert [asked[one].value for one in parts.columns] == ["prompt", "output", "", "wrong", "uncertainty"]
     assert "<td>q0</td>" in asked[parts.preview]
     last = used(page, request, "prompt", "output", "", "wrong", "uncertainty")
     assert sent(page, last)["curves"][0]["key"] == "other: own"
+
+
+def test_records_that_lack_a_column_say_which(page: Page, tmp_path: Path) -> None:
+    asked = page.uploads.on_upload(FakeRequest(), str(csv_of(tmp_path / "own.csv", "question,answer,wrong,risk_own")))
+    assert "no column is_error" in asked[page.widgets.playground.notes]
 
 
 def used(page: Page, request: FakeRequest, *columns: str, kind: str = "") -> dict[Any, Any]:
@@ -78,7 +83,7 @@ def test_questions_are_answered_by_the_model_and_drawn(page: Page, tmp_path: Pat
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     request, parts = FakeRequest(), page.widgets.playground
     asked = page.uploads.on_upload(request, str(path))
-    assert asked[parts.mapping].visible and "no column question" in asked[parts.notes]
+    assert asked[parts.mapping].visible and [asked[one].value for one in parts.columns][:3] == ["q", "", "gold"]
     updates = used(page, request, "q", "", "gold", "", "")
     curve = sent(page, updates)["curves"][0]
     assert curve["run"] == "mine-open-page" and curve["estimator"] == "entropy"

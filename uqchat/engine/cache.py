@@ -6,6 +6,7 @@ first places, so that a step reads one contiguous block and copies nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -144,7 +145,12 @@ class RowCache(Cache):
         """A row's first `length` positions: a copy, or the storage itself when its only row is about to leave."""
         if is_last and self.rows == 1:
             return [(layer.keys[0], layer.values[0]) for layer in self._used()]
-        return [(la.keys[place, :, :length].clone(), la.values[place, :, :length].clone()) for la in self._used()]
+        states = [s[place, :, :length] for layer in self._used() for s in (layer.keys, layer.values)]
+        if len({each.shape for each in states}) == 1:  # one block: many small ones leave holes between them
+            copies: Sequence[torch.Tensor] = torch.stack(states).unbind()
+        else:
+            copies = [each.clone() for each in states]
+        return list(zip(copies[::2], copies[1::2], strict=True))
 
     def load(self, place: int, saved: KeysAndValues, length: int) -> None:
         """Write the first `length` positions of a saved row to a place."""

@@ -95,7 +95,7 @@ def is_batchable(model: PreTrainedModel) -> bool:
 
 
 def cache_argument(model: PreTrainedModel) -> str:
-    """What the model's forward calls its cache: `cache` from transformers 5.24 on; one that is not named gets lost."""
+    """What this model's forward calls its cache: transformers has had three names for it, one for all since 5.24."""
     accepted = inspect.signature(model.forward).parameters
     return next((name for name in ("cache", "cache_params") if name in accepted), "past_key_values")
 
@@ -230,9 +230,8 @@ class SequentialForward:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.caches: dict[int, DynamicCache] = {}
-        accepted = inspect.signature(model.forward).parameters
         self._cache_name = cache_argument(model)
-        self._can_keep = "logits_to_keep" in accepted
+        self._can_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def prefill(
         self,

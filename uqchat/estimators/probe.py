@@ -26,8 +26,9 @@ class ProbeState:
     reader: Reader
     newest: int | None = None  # index of the answer's newest token, whose state is still to come
     indices: list[int] = field(default_factory=list)
+    has_read: bool = False
     raw: float | None = None
-    """Of the answer so far, log odds of being wrong."""
+    """Of the answer so far, log odds of being wrong; None until somebody asks, which few tokens need."""
 
 
 class Probe(Estimator):
@@ -76,36 +77,40 @@ class Probe(Estimator):
             return stored
         read, found = state.newest, {}
         state.reader.read(step, has_read_token=read is not None)
-        state.newest = None
-        state.raw = self._raw(self.parts.answer, state)
+        state.newest, state.raw, state.has_read = None, None, True
         if read is not None:
             found[read] = self._token_risk(state)
         if not (step.is_end or step.is_reasoning):
             state.newest = step.index
             state.indices.append(step.index)
             state.reader.add(step)
-            if self._use_confidence:
-                state.raw = self._raw(self.parts.answer, state)
-        found[step.index] = as_risk(state.raw) if step.is_end else self._token_risk(state)
+            state.raw = None
+        found[step.index] = as_risk(self._answer_raw(state)) if step.is_end else self._token_risk(state)
         return found
 
     def finish(self, state: ProbeState) -> dict[int, Risk]:
         """Without a part for tokens, the answer's risk on all of its tokens: that is what was judged."""
-        if self.parts.tokens is not None or state.raw is None:
-            return {}
-        return {index: as_risk(state.raw) for index in state.indices}
+        raw = None if self.parts.tokens is not None else self._answer_raw(state)
+        return {} if raw is None else {index: as_risk(raw) for index in state.indices}
 
     def score_answer(self, tokens: list[ScoredToken], state: ProbeState) -> tuple[Risk, Summary] | None:
         """What the probe says of all that was read. Stored tokens carry it only where there is no part for tokens."""
-        raw = state.raw
+        raw = self._answer_raw(state)
         if raw is None and self.parts.tokens is None:
             raw = next((token.risks[self.name].raw for token in reversed(tokens) if self.name in token.risks), None)
         return None if raw is None else (as_risk(raw), Summary(raw, raw, raw))
 
     def _token_risk(self, state: ProbeState) -> Risk:
         if self.parts.tokens is None:
-            return as_risk(state.raw)
+            return as_risk(self._answer_raw(state))
         return as_risk(self._raw(self.parts.tokens, state))
+
+    def _answer_raw(self, state: ProbeState) -> float | None:
+        """What the answer's part says of all that was read; None of stored tokens."""
+        if state.raw is None and state.has_read:
+            with torch.inference_mode():
+                state.raw = self._raw(self.parts.answer, state)
+        return state.raw
 
     def _raw(self, part: Part, state: ProbeState) -> float:
         return part.module(state.reader.inputs(part.config)[None]).mean().item()

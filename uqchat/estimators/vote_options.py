@@ -16,10 +16,11 @@ from uqchat.claims_rules import is_function_word
 from uqchat.errors import InputError
 from uqchat.types import Risk, ScoredToken, Summary, Votes
 
-Score = Literal["mutual_information", "variance", "vote_share"]
+Score = Literal["mutual_information", "variance", "vote_share", "surprisal"]
 Aggregate = Literal["mean", "max", "content"]
 Mode = Literal["auto", "lockstep", "lagging"]
 T = TypeVar("T")
+TINY = 1e-30  # of a probability, where its logarithm is taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,8 @@ class Reading:
 
     score: Score = "mutual_information"
     """A token's risk: mutual information / ln n; or 4 times the variance of its probability over the voters (which is
-    1/4 at most); or the share of voters whose likeliest token is another."""
+    1/4 at most); or the share of voters whose likeliest token is another; or -log of its mean probability over the
+    voters, which also holds what they agree on."""
     aggregate: Aggregate = "mean"
     """An answer's: the mean over its tokens, their maximum, or the mean over its content tokens: those with a letter or
     a digit that are no function words, or all where there are none."""
@@ -53,6 +55,7 @@ UNITS: Mapping[Score, tuple[str, str]] = {
     "mutual_information": ("nats of mutual information between token and voter", "mutual information / ln n"),
     "variance": ("variance of the token's probability over the voters", "4 x variance"),
     "vote_share": ("share of voters that would write another token", "the share itself"),
+    "surprisal": ("nats, -log of the voters' mean probability", "1 - mean probability"),
 }
 """Unit of the raw score, and its map to a value."""
 
@@ -68,6 +71,9 @@ def risk_of(votes: Votes, score: Score) -> Risk:
         mean = fmean(probabilities)
         raw = fmean((p - mean) ** 2 for p in probabilities)
         return Risk(min(4 * raw, 1.0), raw, voters=probabilities)
+    if score == "surprisal":
+        mean = fmean(probabilities)
+        return Risk(1 - mean, -math.log(max(mean, TINY)), voters=probabilities)
     raw, most = votes.mutual_information, math.log(count)
     return Risk(min(raw / most, 1.0) if most else 0.0, raw, voters=probabilities)
 

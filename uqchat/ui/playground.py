@@ -182,7 +182,8 @@ def connect(on: Callable[..., Any], handlers: PlaygroundHandlers, parts: Playgro
     tables = [parts.table, parts.slices, parts.more]
     on(parts.board.select, handlers.on_settle, outputs=tables, trigger_mode="always_last")
     on(parts.more.click, handlers.on_more, outputs=tables)
-    on(parts.table.select, handlers.on_row, outputs=[parts.opened])
+    opened = on(parts.table.select, handlers.on_row, outputs=[parts.opened])
+    on(opened.success, None, js="() => window.uqPlayground.showOpened()")
     on(parts.action.input, handlers.on_action, [parts.action], [parts.tries, parts.second])
     policy = [parts.position, parts.name, parts.action, parts.tries, parts.second]
     for button in parts.exports:

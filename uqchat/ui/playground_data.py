@@ -21,7 +21,7 @@ from uqchat.errors import InputError
 from uqchat.metrics import auroc, prr
 from uqchat.paths import ASSETS
 from uqchat.policy import Guarantee, Origin, Policy
-from uqchat.records import Labelled, Records, read_records
+from uqchat.records import RAW, Labelled, Records, read_records
 from uqchat.records_split import calibration_part
 from uqchat.selective import accuracy_band, auarc, aurc, e_aurc
 from uqchat.selective_guarantee import guaranteed_threshold, more_rows_needed
@@ -208,6 +208,7 @@ def make_policy(curve: Curve, rank: int, wish: Wish, name: str, action: str, **m
             name=name.strip(),
             estimator=curve.estimator,
             threshold=threshold,
+            raw_threshold=raw_at(curve, threshold),
             action=action,
             guarantee=Guarantee(max_error=wish.max_error, delta=wish.delta) if is_certified else None,
             calibrated_on=origin,
@@ -220,6 +221,14 @@ def make_policy(curve: Curve, rank: int, wish: Wish, name: str, action: str, **m
             f"This policy cannot be kept: {_first(error)} A name has letters, digits, spaces, dots and dashes, "
             "64 at most."
         ) from error
+
+
+def raw_at(curve: Curve, threshold: float) -> float | None:
+    """The largest raw score at or below the threshold; None where no answer has a finite one, or none passes."""
+    raw = curve.run.table[RAW + curve.estimator].to_numpy(zero_copy_only=False)
+    passing = raw[curve.run.risk(curve.estimator) <= threshold]
+    passing = passing[np.isfinite(passing)]
+    return float(passing.max()) if len(passing) else None
 
 
 def _first(error: ValueError) -> str:

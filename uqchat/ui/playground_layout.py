@@ -185,9 +185,10 @@ def _policy() -> dict[str, object]:
 
 def _tables() -> dict[str, object]:
     slices = gr.HTML("", elem_id="uq-pg-slices")
+    opened = gr.HTML("", elem_id="uq-pg-opened")
     table = gr.HTML("", elem_id="uq-pg-table", js_on_load=_TABLE)
     more = gr.Button("Show more", size="sm", elem_id="uq-pg-more", visible=False)
-    return {"slices": slices, "table": table, "opened": gr.HTML("", elem_id="uq-pg-opened"), "more": more}
+    return {"slices": slices, "table": table, "opened": opened, "more": more}
 
 
 def board_html() -> str:

@@ -15,7 +15,7 @@ from uqchat.errors import InputError
 from uqchat.evaluation import Plan, check_plan
 from uqchat.evaluation_data import KINDS, Kind, Question, kind_of, read_questions, source_rows
 from uqchat.evaluation_job import EvaluationJob
-from uqchat.records import Records
+from uqchat.records import RISK, Records
 from uqchat.records_files import checked, load_table
 from uqchat.ui.playground import PlaygroundHandlers, Updates
 from uqchat.ui.playground_board import Board
@@ -28,7 +28,7 @@ _POLL_S = 0.5
 _HUB_NAME = re.compile(r"hub:[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]*){0,2}")
 _FIELDS = ("question", "answer", "references", "is_error", "risk_own")
 _GUESSES = {
-    "question": ("question", "prompt"),
+    "question": ("question", "prompt", "query", "instruction", "input", "q"),
     "answer": ("answer", "output", "response"),
     "references": ("references", "answers", "gold", "target"),
     "is_error": ("error", "wrong"),
@@ -51,7 +51,8 @@ class UploadHandlers:
                 try:
                     return self._opened(board, Records(checked(table, path.stem), path.stem))
                 except InputError as error:
-                    return self._asked(board, file, str(error))
+                    has_risks = any(name.startswith(RISK) for name in table.column_names)
+                    return self._asked(board, file, str(error) if has_risks else "")
             return self._asked(board, file)
 
     def on_source(self, request: gr.Request, source: str) -> Updates:
@@ -168,7 +169,7 @@ def _saved(job: EvaluationJob, board: Board) -> gr.DownloadButton:
 
 def _guess(names: Sequence[str], field: str) -> str:
     exact = next((name for word in _GUESSES[field] for name in names if name.lower() == word), None)
-    part = next((name for word in _GUESSES[field] for name in names if word in name.lower()), "")
+    part = next((name for word in _GUESSES[field] for name in names if word in name.lower() and len(word) > 1), "")
     if field in ("answer", "references"):  # "answers" is no "answer"
         return exact or ("" if any(name.lower() in _GUESSES["references"] for name in names) else part)
     return exact or part
