@@ -46,7 +46,7 @@ def formats_of(weight: Tensor) -> dict[str, Product]:
     }
     own = formats["int8"]
     if grid is not None:
-        own = Int4Product(grid.in_kernel_order(), grid.scale_and_middle, None, few, few=ROWS[-1])
+        own = Int4Product(grid.kernel_order, grid.scale_and_middle, None, few, few=ROWS[-1])
     return formats | {"own 4-bit blocks": own}
 
 

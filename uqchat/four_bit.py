@@ -19,7 +19,7 @@ GROUP = 32  # weights that share a scale and an offset
 BLOCK = 64  # rows that torch's kernel keeps together
 STEPS = 15  # from the lowest to the highest value of a block
 OFF_GRID = 0.1  # of a step, that a value may lie beside the grid; bfloat16 moves it by up to 0.04, chance by 0.5
-PROBE_ROWS = 4  # that are looked at first: most weights that lie on no grid are known by them
+BYTES_ON_GRID = 5 / 8  # of a weight in the kernel's order with its share of two half-precision numbers
 FEW_ROWS = 4  # up to so many, the 4-bit kernel is the fastest; its time grows with every four rows
 MANY_ROWS = 16  # above so many, unpacking once and multiplying as usual is faster
 
@@ -28,24 +28,26 @@ MANY_ROWS = 16  # above so many, unpacking once and multiplying as usual is fast
 class Grid:
     """A weight, (out, in), as levels from 0 to 15 of its blocks of 32."""
 
-    levels: Tensor  # (out, in / 2), uint8, the even columns in the lower half of each byte
+    levels: Tensor  # (out, in / 2), uint8: the first half of the columns in the lower half of the bytes
     scale_and_middle: Tensor  # (out, in / 32, 2), a block's step, and its value at level 8
+    kernel_order: Tensor  # (out, in / 2), uint8: the levels as torch's kernel reads them
 
     def unpacked(self) -> Tensor:
         """(out, in), in the dtype of the scales."""
-        levels = torch.stack((self.levels & 15, self.levels >> 4), dim=-1).view(len(self.levels), -1, GROUP)
-        scale, middle = self.scale_and_middle.float().split(1, dim=-1)
-        weight = torch.addcmul(middle, levels.float().sub_(8), scale)
-        return weight.view(len(levels), -1).to(self.scale_and_middle.dtype)
+        return unpacked(self.levels, self.scale_and_middle)
 
-    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """x @ weight.T + bias, by unpacking first: (N, in) -> (N, out)."""
-        return F.linear(x, self.unpacked(), bias)
 
-    def in_kernel_order(self) -> Tensor:
-        """(out, in / 2), uint8, for `Int4Product`."""
-        levels = torch.stack((self.levels & 15, self.levels >> 4), dim=-1).view(len(self.levels), -1)
-        return torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels.to(torch.int32), 1)
+def unpacked(levels: Tensor, scale_and_middle: Tensor) -> Tensor:
+    """(out, in) of what a `Grid` holds by these names."""
+    all_levels = torch.cat((levels & 15, levels >> 4), dim=-1).view(len(levels), -1, GROUP)
+    scale, middle = scale_and_middle.float().split(1, dim=-1)
+    weight = torch.addcmul(middle, all_levels.float().sub_(8), scale)
+    return weight.view(len(levels), -1).to(scale_and_middle.dtype)
+
+
+def unpack_first(x: Tensor, levels: Tensor, scale_and_middle: Tensor, bias: Tensor | None) -> Tensor:
+    """x @ weight.T + bias: (N, in) -> (N, out)."""
+    return F.linear(x, unpacked(levels, scale_and_middle), bias)
 
 
 def find_grid(weight: Tensor) -> Grid | None:
@@ -54,22 +56,31 @@ def find_grid(weight: Tensor) -> Grid | None:
     Args:
         weight: (out, in), of any floating-point dtype.
     """
-    is_possible = weight.device.type == "cpu" and weight.shape[0] % 16 == 0 and weight.shape[1] % GROUP == 0
-    if not is_possible or _grid_of(weight[:PROBE_ROWS]) is None:
+    if weight.device.type != "cpu" or weight.shape[0] % 16 or weight.shape[1] % GROUP:
         return None
-    return _grid_of(weight)
+    parts = []
+    for part in weight.detach().split(4 * BLOCK):  # small enough to stay in the processor's cache
+        found = _grid_of(part)
+        if found is None:
+            return None
+        parts.append(found)
+    return Grid(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
-def _grid_of(weight: Tensor) -> Grid | None:
-    blocks = weight.detach().float().view(len(weight), -1, GROUP)
-    low, high = torch.aminmax(blocks, dim=-1, keepdim=True)  # (out, in / 32, 1)
+def _grid_of(weight: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The three tensors of a `Grid`, of some rows."""
+    rows, size = weight.shape
+    blocks = weight.float().view(rows, -1, GROUP)
+    low, high = blocks.amin(-1, keepdim=True), blocks.amax(-1, keepdim=True)  # (out, in / 32, 1); not aminmax: slow
     step = (high - low) / STEPS
-    exact = (blocks - low).div_(step.clamp_min(torch.finfo(torch.float32).tiny))
+    exact = (blocks - low).mul_(step.clamp_min(torch.finfo(torch.float32).tiny).reciprocal_())
     levels = exact.round()
-    if (exact.sub_(levels).abs_() > OFF_GRID).any():
+    if exact.sub_(levels).abs_().max() > OFF_GRID:
         return None
-    pairs = levels.to(torch.uint8).view(len(weight), -1, 2)
-    return Grid(pairs[..., 0] | pairs[..., 1] << 4, torch.cat((step, low + 8 * step), dim=-1).to(weight.dtype))
+    whole = levels.view(rows, size).to(torch.int32)
+    kernel_order = torch.ops.aten._convert_weight_to_int4pack_for_cpu(whole, 1)
+    first, second = whole.to(torch.uint8).chunk(2, dim=-1)
+    return first | second << 4, torch.cat((step, low + 8 * step), dim=-1).to(weight.dtype), kernel_order
 
 
 class Int4Product:
@@ -98,19 +109,18 @@ class Int4Product:
 
 
 class Int4Linear(nn.Module):
-    """A linear layer on a grid, in one byte a weight: half of it for the kernel, half in order of columns."""
+    """A linear layer on a grid, in one byte a weight: half of it for the kernel, half by columns."""
 
     def __init__(self, linear: nn.Linear, grid: Grid) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.register_buffer("weight_int4", grid.in_kernel_order())
+        self.register_buffer("weight_int4", grid.kernel_order)
         self.register_buffer("levels", grid.levels)
         self.register_buffer("scale_and_middle", grid.scale_and_middle)
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in) -> (..., out), in x's dtype."""
-        grid = Grid(self.levels, self.scale_and_middle)
-        many = partial(grid.linear, bias=self.bias)
+        many = partial(unpack_first, levels=self.levels, scale_and_middle=self.scale_and_middle, bias=self.bias)
         product = Int4Product(self.weight_int4, self.scale_and_middle, self.bias, many, MANY_ROWS)
         return product(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)

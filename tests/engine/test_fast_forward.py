@@ -15,7 +15,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from tests.engine.test_decode import drain, generated, greedy, ids_of
 from tests.random_adapters import dense, low_rank, merged
 from tests.tiny import SCALINGS, tiny_model
-from uqchat.engine import fast_weights
+from uqchat.engine import fast_forward, fast_weights
 from uqchat.engine.adapters import Adapter, AdapterSet
 from uqchat.engine.choose_forward import choose_forward
 from uqchat.engine.decode import Engine
@@ -200,6 +200,22 @@ def test_weights_on_a_grid_of_16_values_are_multiplied_in_4_bits(kind: str) -> N
         ours, its_own = (got.float() - exact).square().mean(), (other.float() - exact).square().mean()
         assert ours < 4 * its_own
     assert not any(isinstance(p.product, Int4Product) for p in FastForward(model, True).weights.projections)
+
+
+def test_with_little_memory_to_spare_only_the_4_bits_are_kept_and_changed_weights_leave_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model().model
+    put_on_grid(model)
+    model.bfloat16()
+    monkeypatch.setattr(fast_forward, "can_copy", lambda model, bytes_each: bytes_each < 1)
+    forward = FastForward(model)
+    down = forward.weights.blocks[0].down
+    assert not forward.is_packed and isinstance(down.product, Int4Product)
+    model.model.layers[0].mlp.down_proj.weight.copy_(torch.randn(32, 64))
+    got, want = logits_of(forward)[0], expected(model)[0]
+    assert not isinstance(down.product, Int4Product)
+    torch.testing.assert_close(got.float(), want.float(), atol=0.5, rtol=0.1)
 
 
 @pytest.mark.parametrize("is_packed", [False, True])

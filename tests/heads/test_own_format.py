@@ -15,6 +15,7 @@ from tests.tiny import tiny_model
 from uqchat.features_base import ModelShape
 from uqchat.fingerprint import weights_fingerprint
 from uqchat.heads import HeadConfig, HeadError, load_head, save_head
+from uqchat.int8 import quantize_linear_layers
 from uqchat.models import LoadedModel
 from uqchat.origin import ArtifactError, Origin, origin_of
 
@@ -79,6 +80,13 @@ def test_another_chat_template_is_refused(own: Path) -> None:
     other.tokenizer.chat_template = "{{ messages }}"
     with pytest.raises(ArtifactError, match="chat template's hash"):
         load_head(own, other)
+
+
+def test_our_int8_keeps_the_fingerprint_of_the_weights_it_was_made_from() -> None:
+    model = tiny_model().model
+    before = weights_fingerprint(model)
+    quantize_linear_layers(model)
+    assert weights_fingerprint(model) == before
 
 
 def test_the_fingerprint_is_the_same_in_bfloat16_and_another_after_a_change() -> None:

@@ -18,10 +18,11 @@ from transformers import PreTrainedModel
 from uqchat.engine.adapters import AdapterSet, scaled
 from uqchat.engine.capture import Capture, new_window
 from uqchat.engine.fast_attention import attend, fold_mask
-from uqchat.engine.fast_weights import Block, FastWeights, Projection, can_pack
+from uqchat.engine.fast_weights import Block, FastWeights, Projection, can_copy
 from uqchat.engine.forward import BatchedForward, Mask
 from uqchat.engine.fused_deltas import FusedDeltas, FusedPlans
 from uqchat.errors import InputError
+from uqchat.four_bit import BYTES_ON_GRID
 
 Rotation = tuple[Tensor, Tensor]  # cos and signed sin, (B, T, 1, D)
 
@@ -30,7 +31,8 @@ class FastForward(BatchedForward):
     """See `Forward`.
 
     Args:
-        is_packed: keep a second, packed copy of the weights; None: where the CPU gains by it and has memory to spare.
+        is_packed: keep a second, packed copy of the weights, and one in 4 bits of those on 16 levels; None: where the
+            CPU gains by it and has memory to spare, for both or for the smaller.
 
     Raises:
         ValueError: the model is not of the family; the text is the reason.
@@ -38,8 +40,9 @@ class FastForward(BatchedForward):
 
     def __init__(self, model: PreTrainedModel, is_packed: bool | None = None) -> None:
         super().__init__(model)
-        self.is_packed = can_pack(model) if is_packed is None else is_packed
-        self.weights = FastWeights(model, self.is_packed)
+        self.is_packed = can_copy(model, model.dtype.itemsize) if is_packed is None else is_packed
+        has_grid = self.is_packed or (is_packed is None and can_copy(model, BYTES_ON_GRID))
+        self.weights = FastWeights(model, self.is_packed, has_grid)
         self._plans = FusedPlans([projection.parts for projection in self.weights.projections])
         self._deltas: dict[str, FusedDeltas] = {}
         self._scales: dict[str, Tensor] = {}  # of inputs, by a product's first layer

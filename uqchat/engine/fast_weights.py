@@ -30,9 +30,10 @@ class Projection:
     Args:
         layers: (name in the model, module), in the order of the output.
         is_packed: keep a second copy of the weights in the order that the CPU's kernels read fastest.
+        has_grid: keep a copy in 4 bits where the weights lie on 16 levels.
     """
 
-    def __init__(self, layers: Named, is_packed: bool = False) -> None:
+    def __init__(self, layers: Named, is_packed: bool = False, has_grid: bool = False) -> None:
         self.layers = [layer for _, layer in layers]
         sizes = [layer.out_features for layer in self.layers]
         ends = torch.tensor(sizes).cumsum(0).tolist()
@@ -41,7 +42,7 @@ class Projection:
         )
         self.name = self.parts[0].name
         self.fused = _fusible(self.layers)
-        self.is_packed = is_packed and bool(self.fused)
+        self._copies = (is_packed, has_grid)
         self.product: Product = self._call_layers
         self._stamps: list[tuple[int, int]] = []
         self.refresh()
@@ -55,10 +56,10 @@ class Projection:
         fused = {name: fuse(tensors) for name, tensors in own.items()}
         self._stamps = [self._stamp(tensor) for tensors in own.values() for tensor in tensors]
         if fused:
-            self.product = product_of(fused, self.is_packed)
+            self.product = product_of(fused, *self._copies)
 
     def _stamp(self, tensor: Tensor) -> tuple[int, int]:
-        return tensor.data_ptr(), tensor._version if self.is_packed and not tensor.is_inference() else 0
+        return tensor.data_ptr(), tensor._version if any(self._copies) and not tensor.is_inference() else 0
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (N, in) -> (N, out), a new tensor."""
@@ -69,8 +70,8 @@ class Projection:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
 
-def can_pack(model: PreTrainedModel) -> bool:
-    """Whether this machine has packed kernels for the model, and memory to spare for a second copy of its weights."""
+def can_copy(model: PreTrainedModel, bytes_each: float) -> bool:
+    """Whether this machine has packed kernels for the model, and memory to spare for so many more bytes a weight."""
     if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if model.dtype not in (torch.float32, torch.bfloat16):
@@ -78,7 +79,7 @@ def can_pack(model: PreTrainedModel) -> bool:
     if model.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     layers = [module for module in model.modules() if type(module) in FUSED_TENSORS]
-    size = sum(layer.in_features * layer.out_features * model.dtype.itemsize for layer in layers)
+    size = sum(layer.in_features * layer.out_features * bytes_each for layer in layers)
     return 0 < size <= free_memory(model.device) * PACKED_SHARE
 
 
@@ -163,13 +164,13 @@ class FastWeights:
     """All weights of one model, read where the model keeps them.
 
     Args:
-        is_packed: keep a second copy of plain weights, packed for the CPU.
+        is_packed, has_grid: what copies of plain weights are kept, see `Projection`.
 
     Raises:
         ValueError: the model is of another shape; the text is the reason.
     """
 
-    def __init__(self, model: PreTrainedModel, is_packed: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel, is_packed: bool = False, has_grid: bool = False) -> None:
         kind = type(model).__name__
         if kind not in FAMILY:
             raise ValueError(f"{kind} is not one of {', '.join(FAMILY)}")
@@ -181,9 +182,10 @@ class FastWeights:
         self.scale = decoder.layers[0].self_attn.scaling
         kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(decoder.layers)
         blocks = zip(decoder.layers, kinds, strict=True)
-        self.blocks = [_block(f"model.layers.{i}", *each, is_packed) for i, each in enumerate(blocks)]
+        copies = (is_packed, has_grid)
+        self.blocks = [_block(f"model.layers.{i}", *each, copies) for i, each in enumerate(blocks)]
         self.norm = Norm(decoder.norm)
-        self.head = Projection([("lm_head", model.lm_head)], is_packed)
+        self.head = Projection([("lm_head", model.lm_head)], *copies)
 
     @property
     def projections(self) -> list[Projection]:
@@ -197,7 +199,7 @@ class FastWeights:
             projection.refresh()
 
 
-def _block(name: str, layer: nn.Module, kind: str, is_packed: bool) -> Block:
+def _block(name: str, layer: nn.Module, kind: str, copies: tuple[bool, bool]) -> Block:
     attention, mlp = layer.self_attn, layer.mlp
     known = {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}
     unknown = {child for child, _ in attention.named_children()} - known
@@ -205,7 +207,7 @@ def _block(name: str, layer: nn.Module, kind: str, is_packed: bool) -> Block:
         raise ValueError(f"its attention has a part of an unknown kind: {', '.join(sorted(unknown))}")
 
     def product(module: nn.Module, where: str, *parts: str) -> Projection:
-        return Projection([(f"{name}.{where}.{part}", getattr(module, part)) for part in parts], is_packed)
+        return Projection([(f"{name}.{where}.{part}", getattr(module, part)) for part in parts], *copies)
 
     return Block(
         kind,

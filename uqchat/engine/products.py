@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uqchat.four_bit import FEW_ROWS, MANY_ROWS, Grid, Int4Linear, Int4Product, find_grid
+from uqchat.four_bit import FEW_ROWS, MANY_ROWS, Int4Linear, Int4Product, find_grid, unpack_first, unpacked
 from uqchat.int8 import PACKED_ROWS, Int8Linear, Int8Product
 
 Product = Callable[[Tensor], Tensor]  # (N, in) -> (N, out), a new tensor
@@ -42,19 +42,22 @@ class PlainProduct:
         return F.linear(x, self.weight, self.bias)
 
 
-def product_of(fused: Mapping[str, Tensor], is_packed: bool) -> Product:
+def product_of(fused: Mapping[str, Tensor], is_packed: bool, has_grid: bool) -> Product:
     """How fused tensors, by the names in `FUSED_TENSORS`, are multiplied."""
     bias = fused.get("bias")
     if "weight_int8" in fused:
         return Int8Product(fused["weight_int8"], fused["scale"], bias, is_packed)
     if "weight_int4" in fused:
-        grid, kernel_order = Grid(fused["levels"], fused["scale_and_middle"]), fused["weight_int4"]
-        many = PlainProduct(grid.unpacked(), bias, True) if is_packed else partial(grid.linear, bias=bias)
+        levels, scales, kernel_order = (fused[name] for name in ("levels", "scale_and_middle", "weight_int4"))
+        if is_packed:
+            many: Product = PlainProduct(unpacked(levels, scales), bias, True)
+        else:
+            many = partial(unpack_first, levels=levels, scale_and_middle=scales, bias=bias)
     else:
         many = PlainProduct(fused["weight"], bias, is_packed)
         # A forward in float32 is one that is to say exactly what the model's own says.
-        grid = find_grid(fused["weight"]) if is_packed and fused["weight"].dtype == torch.bfloat16 else None
+        grid = find_grid(fused["weight"]) if has_grid and fused["weight"].dtype == torch.bfloat16 else None
         if grid is None:
             return many
-        kernel_order = grid.in_kernel_order()
-    return Int4Product(kernel_order, grid.scale_and_middle, bias, many, FEW_ROWS if is_packed else MANY_ROWS)
+        scales, kernel_order = grid.scale_and_middle, grid.kernel_order
+    return Int4Product(kernel_order, scales, bias, many, FEW_ROWS if is_packed else MANY_ROWS)
