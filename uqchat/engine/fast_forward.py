@@ -39,7 +39,7 @@ class FastForward(BatchedForward):
         super().__init__(model)
         self.is_packed = can_pack(model) if is_packed is None else is_packed
         self.weights = FastWeights(model, self.is_packed)
-        self._plans = FusedPlans([projection.parts for projection in self.weights.projections])
+        self._plans = FusedPlans([projection.parts for projection in self.weights.projections], self.is_packed)
         self._deltas: dict[str, FusedDeltas] = {}
 
     @contextmanager
