@@ -22,10 +22,12 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="the slow ones too, and more repeats")
     options = parser.parse_args()
     repeats = options.repeats or (9 if options.full else 3)
+    begun = time.perf_counter()
     for name in options.names or [name for name in NAMES if options.full or name not in SLOW]:
         start = time.perf_counter()
         importlib.import_module(f"benchmarks.{name}").main(repeats)
         print(f"{name} took {time.perf_counter() - start:.0f} s", flush=True)
+    print(f"all of it took {(time.perf_counter() - begun) / 60:.1f} min")
     update_readme()
 
 

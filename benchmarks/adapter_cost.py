@@ -28,7 +28,6 @@ def main(repeats: int) -> None:
         for n, bar in BARS.items()
     ]
     save("adapter_cost", table, {"prompt": len(prompt), "new": NEW, "rank": RANK, "on": "q, v", "repeats": repeats})
-    model.close()
 
 
 if __name__ == "__main__":

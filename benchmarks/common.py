@@ -121,10 +121,21 @@ def update_readme() -> None:
         readme.write_text(f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END, 1)[1]}")
 
 
+_loaded: dict[tuple[str, str], LanguageModel] = {}
+
+
 def load_endless(name: str = "embedded", dtype: str = "bfloat16") -> LanguageModel:
-    """A model whose answers never end by themselves, so that every arm gives the same number of tokens."""
-    model = uqchat.load(name, dtype=dtype)
-    model.engine.vocabulary.end_ids = frozenset()
+    """A model whose answers never end by themselves, so that every arm gives the same number of tokens.
+
+    One for all benchmarks of a process, unless one of them has closed it; nothing of an earlier one is left in it.
+    """
+    model = _loaded.get((name, dtype))
+    if model is None or model._is_closed:
+        model = _loaded[name, dtype] = uqchat.load(name, dtype=dtype)
+        model.engine.vocabulary.end_ids = frozenset()
+    model.engine.lineup.prefixes.clear()
+    for adapter in model.engine.adapters.names:
+        model.engine.adapters.remove(adapter)
     return model
 
 

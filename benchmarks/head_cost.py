@@ -19,7 +19,7 @@ from uqchat.heads import HeadConfig, HeadScorer, UncertaintyHead, assemble
 from uqchat.heads.modules import make_head
 from uqchat.types import Signals
 
-PROMPT, NEW, LONG = 76, 64, 200
+PROMPT, NEW, LONG = 76, 64, 128
 BAR = 1.15
 ATTENTION = {"name": "basic_attention", "layer_nums": "all", "attn_history_sz": 3, "pool": False}
 PROBABILITIES = {"name": "token_probabilities", "top_n": 5}
@@ -98,7 +98,6 @@ def main(repeats: int) -> None:
     )
     settings = {"prompt": len(prompt), "growth": GROWTH, "repeats": repeats}
     save("head_cost", rows, settings | {"small": small[0].num_parameters, "published": large[0].num_parameters})
-    model.close()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from uqchat.heads.modules import make_head
 from uqchat.language_model import LanguageModel
 from uqchat.types import Signals, TokenStep
 
-ANSWERS, PROMPT, NEW, BATCH = 64, 60, 24, 32
+ANSWERS, PROMPT, NEW, BATCH = 32, 60, 24, 32
 SIGNALS = Signals(top_n=5, entropy=True, hidden_layers=(16,), attention_lags=3)
 
 
@@ -115,7 +115,6 @@ def main(repeats: int) -> None:
     claim = "an epoch of head training from cached features against running the model again"
     row = compare(claim, rates, "cached features", "model run again", 20.0, "answers/s")
     save("head_epoch", [row], {"answers": ANSWERS, "prompt": PROMPT, "new": NEW, "batch": BATCH, "repeats": repeats})
-    model.close()
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ def main(repeats: int) -> None:
     claim = f"an answer and {SAMPLES} samples against the answer, {NEW} tokens each, time"
     rows = [cost(claim, rates, "with samples", "alone", BAR)]
     save("samples_cost", rows, {"prompt": len(answer.prompt_ids), "new": NEW, "goal": 1.8, "repeats": repeats})
-    model.close()
 
 
 if __name__ == "__main__":

@@ -53,7 +53,6 @@ def main(repeats: int) -> None:
         Row(claim, "signals", "", mib, mib, mib, f"<= {MAX_MIB}", mib <= MAX_MIB, "all layers, 5 lags, layer 20"),
     ]
     save("signal_cost", rows, {"prompt": len(short), "new": NEW, "long": len(long), "repeats": repeats})
-    model.close()
 
 
 if __name__ == "__main__":

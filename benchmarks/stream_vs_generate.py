@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import torch
 
-import uqchat
-from benchmarks.common import compare, interleave, save
+from benchmarks.common import compare, interleave, load_endless, save
 from uqchat.config import GenerationConfig
 from uqchat.language_model import LanguageModel
 
 PROMPT = "Tell me about the history of the lighthouse and the people who kept it."
-LENGTHS = (16, 64, 192)
+LENGTHS = (16, 64, 128)
 BAR = 1.4
 
 
@@ -39,15 +38,13 @@ def arms_for(model: LanguageModel, count: int) -> dict[str, object]:
 
 def main(repeats: int) -> None:
     """Measure bf16 at several lengths."""
-    model = uqchat.load("embedded", dtype="bfloat16")
-    model.engine.vocabulary.end_ids = frozenset()  # both arms give exactly the same number of tokens
+    model = load_endless()  # both arms give exactly the same number of tokens
     rows = []
     for count in LENGTHS:
         rates = interleave(arms_for(model, count), repeats)
         claim = f"`stream` with risk against `generate`, bf16, {count} new tokens"
         rows.append(compare(claim, rates, "stream", "generate", BAR, "tokens/s"))
     save("stream_vs_generate", rows, {"prompt": PROMPT, "repeats": repeats, "model": "embedded", "dtype": "bfloat16"})
-    model.close()
 
 
 if __name__ == "__main__":

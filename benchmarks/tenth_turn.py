@@ -57,7 +57,6 @@ def main(repeats: int) -> None:
     rates = interleave({"first": first, "tenth": tenth}, repeats)
     rows = [cost("first token of a tenth turn against a first turn, time", rates, "tenth", "first", BAR)]
     save("tenth_turn", rows, {"tokens behind": length, "repeats": repeats})
-    model.close()
 
 
 if __name__ == "__main__":

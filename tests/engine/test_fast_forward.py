@@ -264,7 +264,18 @@ def test_layers_of_an_unknown_class_are_called() -> None:
 
 
 @pytest.mark.parametrize("is_packed", [False, True])
-@pytest.mark.parametrize("names", [["qv", None, "all", "dense"], ["qv"], ["dense", "mix"], ["k", "qv", "qv", "up"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["qv", None, "all", "dense"],
+        ["qv"],
+        ["dense", "mix"],
+        ["k", "qv", "qv", "up"],
+        [None, "dense", "dense 2", "dense 3"],
+        ["dense 2", "qv", "dense", None, "dense 3"],
+        ["dense", "dense 2", "dense"],
+    ],
+)
 def test_rows_equal_merged_weights_in_fused_products(names: list[str | None], is_packed: bool) -> None:
     """Low-rank and dense changes of one, some or all of the layers behind a product, side by side."""
     model = tiny_model("qwen2").model
@@ -275,6 +286,7 @@ def test_rows_equal_merged_weights_in_fused_products(names: list[str | None], is
         low_rank(model, "all", 5, ("_proj", "lm_head"), 0.1),
         dense(model, "dense", ("v_proj", "down_proj", "gate_proj"), 0.1),
     ]
+    known += [dense(model, f"dense {i}", ("v_proj", "down_proj", "gate_proj"), 0.1 * i) for i in (2, 3)]
     mix = Adapter("mix", known[0].deltas | dense(model, "", ("k_proj", "up_proj"), 0.1).deltas)
     adapters = AdapterSet(model)
     for adapter in (*known, mix):

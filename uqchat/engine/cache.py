@@ -7,7 +7,7 @@ first places, so that a step reads one contiguous block and copies nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -24,6 +24,11 @@ class Place:
     first: int
     starts: list[int]
     columns: torch.Tensor | None = None  # (B, T) the positions to write, when the rows' starts differ
+    index: torch.Tensor | None = field(init=False, default=None)  # (B, 1) the rows that those positions are in
+
+    def __post_init__(self) -> None:
+        if self.columns is not None:
+            self.index = torch.arange(len(self.starts), device=self.columns.device)[:, None]
 
     @property
     def end(self) -> int:
@@ -62,9 +67,8 @@ class RowLayer(CacheLayerMixin):
             keys[:, :, place.starts[0] :] = key_states
             values[:, :, place.starts[0] :] = value_states
         else:
-            index = torch.arange(len(place.starts), device=keys.device)[:, None]
-            keys[index, :, place.columns] = key_states.transpose(1, 2)  # (B, T, H, D)
-            values[index, :, place.columns] = value_states.transpose(1, 2)
+            keys[place.index, :, place.columns] = key_states.transpose(1, 2)  # (B, T, H, D)
+            values[place.index, :, place.columns] = value_states.transpose(1, 2)
         return keys, values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

@@ -43,7 +43,7 @@ class FastForward(BatchedForward):
         self.is_packed = can_copy(model, model.dtype.itemsize) if is_packed is None else is_packed
         has_grid = self.is_packed or (is_packed is None and can_copy(model, BYTES_ON_GRID))
         self.weights = FastWeights(model, self.is_packed, has_grid)
-        self._plans = FusedPlans([projection.parts for projection in self.weights.projections])
+        self._plans = FusedPlans([projection.parts for projection in self.weights.projections], self.is_packed)
         self._deltas: dict[str, FusedDeltas] = {}
         self._scales: dict[str, Tensor] = {}  # of inputs, by a product's first layer
 

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from uqchat.engine.adapters import KEPT_PLANS, AdapterSet, Dense, LowRank, row_deltas_of
+from uqchat.engine.dense_rows import DenseRows
 from uqchat.engine.row_deltas import RowDeltas
+
+Changes = dict[str, dict[str, LowRank | Dense]]  # by adapter and layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +30,18 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class FusedDeltas:
-    """What the rows add to one product: `deltas` of the columns from the first changed layer to the last."""
+    """What the rows add to one product: `deltas` to `columns`, the first changed layer's to the last's, and `dense`."""
 
     columns: slice
-    deltas: RowDeltas
+    deltas: RowDeltas | None
+    dense: DenseRows | None
 
     def add_to(self, x: Tensor, y: Tensor) -> None:
         """x: (B, T, in); y: (B, T, out) of the whole product, changed in place."""
-        self.deltas.add_to(x, y[:, :, self.columns])
+        if self.deltas is not None:
+            self.deltas.add_to(x, y[:, :, self.columns])
+        if self.dense is not None:
+            self.dense.add_to(x, y)
 
 
 class FusedPlans:
@@ -42,10 +49,11 @@ class FusedPlans:
 
     Args:
         products: the parts of every product of the forward.
+        is_packed: whether the CPU's packed products may be used.
     """
 
-    def __init__(self, products: Sequence[tuple[Part, ...]]) -> None:
-        self.products = products
+    def __init__(self, products: Sequence[tuple[Part, ...]], is_packed: bool = False) -> None:
+        self.products, self.is_packed = products, is_packed
         self._plans: OrderedDict[tuple[object, ...], dict[str, FusedDeltas]] = OrderedDict()
 
     def of(self, adapters: AdapterSet, names: Sequence[str | None]) -> dict[str, FusedDeltas]:
@@ -74,11 +82,33 @@ class FusedPlans:
         for parts in self.products:
             touched = [part for part in parts if any(part.name in deltas for deltas in changes.values())]
             if touched:
-                columns = slice(touched[0].start, touched[-1].stop)
-                users = [(merge(touched, deltas, columns), rows[name]) for name, deltas in changes.items()]
-                known = [(delta, its_rows) for delta, its_rows in users if delta is not None]
-                plan[parts[0].name] = FusedDeltas(columns, row_deltas_of(parts[0].name, len(names), known))
+                plan[parts[0].name] = self._of_product(touched, changes, rows, len(names))
         return plan
+
+    def _of_product(
+        self, touched: Sequence[Part], changes: Changes, rows: dict[str, list[int]], num_rows: int
+    ) -> FusedDeltas:
+        columns = slice(touched[0].start, touched[-1].stop)
+        dense = _dense_rows(touched, changes, rows) if self.is_packed else None
+        others = {name: deltas for name, deltas in changes.items() if dense is None or rows[name] not in dense.rows}
+        users = [(merge(touched, deltas, columns), rows[name]) for name, deltas in others.items()]
+        known = [(delta, its_rows) for delta, its_rows in users if delta is not None]
+        return FusedDeltas(columns, row_deltas_of(touched[0].name, num_rows, known) if known else None, dense)
+
+
+def _dense_rows(touched: Sequence[Part], changes: Changes, rows: dict[str, list[int]]) -> DenseRows | None:
+    """The adapters that are of full rank in the same layers, those that the first such adapter changes."""
+    layers: tuple[Part, ...] = ()
+    found: dict[str, list[Tensor]] = {}
+    for name, deltas in changes.items():
+        own = tuple(part for part in touched if part.name in deltas)
+        dense = [deltas[part.name] for part in own]
+        if own and own == (layers or own) and all(isinstance(delta, Dense) for delta in dense):
+            layers, found[name] = own, [delta.weight for delta in dense]
+    if not found:
+        return None
+    pieces = [(part.start, part.stop) for part in layers]
+    return DenseRows([rows[name] for name in found], pieces, list(found.values()))
 
 
 def merge(parts: Sequence[Part], deltas: dict[str, LowRank | Dense], columns: slice) -> LowRank | Dense | None:

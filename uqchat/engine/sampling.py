@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from uqchat.config import GenerationConfig
+from uqchat.engine.largest import argmax
 
 
 def sample(
@@ -32,11 +33,11 @@ def sample(
     if any(config.repetition_penalty != 1 for config in settings):
         logits = torch.stack([_penalised(row, *rest) for row, rest in zip(logits, rows, strict=True)])
     if all(config.temperature == 0 for config in settings):
-        return logits.argmax(dim=-1)
+        return argmax(logits)
     warm = torch.stack([_filtered(row, config) for row, config in zip(logits, settings, strict=True)])
     drawn = draw(warm, generators)
     is_greedy = torch.tensor([config.temperature == 0 for config in settings], device=logits.device)
-    return torch.where(is_greedy, logits.argmax(dim=-1), drawn)
+    return torch.where(is_greedy, argmax(logits), drawn)
 
 
 def draw(logits: torch.Tensor, generators: Sequence[torch.Generator | None]) -> torch.Tensor:

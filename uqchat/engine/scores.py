@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from uqchat.engine.largest import top
 from uqchat.types import Alternative
 
 NUM_ALTERNATIVES = 10
@@ -37,19 +38,22 @@ def score_logits(logits: torch.Tensor, chosen: torch.Tensor, top_n: int = NUM_AL
         chosen: (B,) ids.
         top_n: alternatives per row, descending.
     """
-    lse = logits.logsumexp(dim=-1, keepdim=True)
-    probs = (logits - lse).exp()
-    entropy = lse[:, 0] - (probs * logits).sum(dim=-1)  # -sum p log p, as sum p = 1
+    values, ids = top(logits, top_n)
+    shifted = logits - values[:, :1]  # (B, V)
+    weights = shifted.exp()
+    total = weights.sum(dim=-1, keepdim=True)
+    lse = values[:, :1] + total.log()
+    # -sum p log p, where log p = shifted - log total and sum p = 1
+    entropy = total.log()[:, 0] - (weights * shifted).sum(dim=-1) / total[:, 0]
     if not torch.isfinite(entropy).all():  # 0 * -inf, which counts 0
-        entropy = torch.special.entr(probs).sum(dim=-1)
-    top = logits.topk(min(top_n, logits.shape[-1]), dim=-1)
+        entropy = torch.special.entr(weights / total).sum(dim=-1)
     picked = logits.gather(1, chosen[:, None])
-    floats = torch.cat([picked - lse, entropy[:, None], top.values - lse], dim=1).tolist()  # one transfer
+    floats = torch.cat([picked - lse, entropy[:, None], values - lse], dim=1).tolist()  # one transfer
     return StepScores(
         [row[0] for row in floats],
         [max(row[1], 0.0) for row in floats],
         [row[2:] for row in floats],
-        top.indices.tolist(),
+        ids.tolist(),
         logits,
         lse,
     )
