@@ -153,7 +153,8 @@ def decode_steps(engine: Engine, requests: Sequence[Request], count: int) -> tup
     for _ in range(count):
         engine.step()
     seconds = time.perf_counter() - start
-    assert len(engine.lineup.batch) == len(requests), "all rows must run during all steps"
+    rows = sum(1 + len(request.companions) for request in requests)
+    assert len(engine.lineup.batch) == rows, "all rows must run during all steps"
     for key in keys:
         engine.remove(key)
     return count, seconds
