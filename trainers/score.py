@@ -21,6 +21,7 @@ from trainers.data import add_model_arguments
 from trainers.query_calibrate import labelled
 from trainers.replay import Opened, Scored, replay
 from uqchat.errors import InputError
+from uqchat.estimators import Estimator
 from uqchat.models import load_model
 from uqchat.scoring import mean_over_tokens
 
@@ -51,12 +52,31 @@ def main(args: argparse.Namespace) -> int:
     caches = [FeatureCache.open(folder) for folder in args.caches]
     rows = [labelled(cache, splits, args.limit) for cache in caches]
     if all(can_replay(cache, one) for cache in caches for one in estimators):
-        known = {key_of(s.answer): s for cache in caches for s in replay(cache, estimators, splits)}
+        known = _replayed(caches, rows, estimators, splits)
         ask: Callable[[Sequence[AnswerRow]], Iterator[Scored]] = lambda part: (known[key_of(row)] for row in part)  # noqa: E731
     else:
         ask = lambda part: asker.ask(part, estimators)  # noqa: E731
     append_lines(args.out, rows, lambda part: (line_of(scored, wanted, statistics) for scored in ask(part)))
     return 0
+
+
+def _replayed(
+    caches: Sequence[FeatureCache],
+    rows: Sequence[Sequence[AnswerRow]],
+    estimators: Sequence[Estimator],
+    splits: Sequence[str],
+) -> dict[str, Scored]:
+    """The wanted answers by key; a cache is read no further than the last of them."""
+    known: dict[str, Scored] = {}
+    for cache, part in zip(caches, rows, strict=True):
+        wanted = {key_of(row) for row in part}
+        for scored in replay(cache, estimators, splits):
+            key = key_of(scored.answer)
+            known |= {key: scored} if key in wanted else {}
+            wanted.discard(key)
+            if not wanted:
+                break
+    return known
 
 
 def append_lines(

@@ -1,6 +1,7 @@
 """What ensembles of voters say of cached answers, several of them in one reading: for choosing noise, layers, measures.
 
-Each ensemble is a set of settings (voters from noise, no training) or the folder of a trained one. An answer's risks
+Each ensemble is a set of settings (voters from noise, or with `rate` rows with dropout: no training) or the folder of
+a trained one. An answer's risks
 are means over its tokens, and with `:max` the largest, of: mutual information / ln n (no suffix), `variance` of the
 token's probability, `disagreement` (1 - vote share) and `surprisal` (-log of the voters' mean probability).
 """
@@ -27,6 +28,7 @@ from trainers.training_set import num_content
 from uqchat.engine.adapters import Adapter
 from uqchat.engine.backend import FinishEvent, StepEvent
 from uqchat.errors import InputError
+from uqchat.estimators.dropout_files import DropoutSettings, masked_inputs
 from uqchat.estimators.vote_files import read_vote
 from uqchat.estimators.vote_noise import noise_voters
 from uqchat.estimators.vote_settings import VoteSettings
@@ -84,19 +86,30 @@ def made(model: Opened, asker: Asker, value: dict[str, Any] | str) -> Ensemble:
     """
     if isinstance(value, str):
         voters: Sequence[Any] = read_vote(Path(value), model).voters
-        names = [f"{value} {i}" for i in range(len(voters))]
+        kind = value
     else:
-        try:
-            settings = VoteSettings(**value)
-        except TypeError as error:
-            raise InputError(f"An ensemble cannot be made of {value!r}: {error}") from error
-        voters = noise_voters(model.model, settings)
-        own = {key: each for key, each in value.items() if key != "n_voters"}
-        names = [f"{json.dumps(own, sort_keys=True)} {i}" for i in range(len(voters))]
+        voters = _from_settings(model, value)
+        own = {key: each for key, each in value.items() if key not in ("n_voters", "n_samples")}
+        kind = f"{'dropout' if _is_dropout(value) else 'vote'} {json.dumps(own, sort_keys=True)}"
+    names = [f"{kind} {i}" for i in range(len(voters))]
     for name, voter in zip(names, voters, strict=True):
         if name not in asker.engine.adapters:
             asker.engine.adapters.add(Adapter(name, dict(voter)))
     return Ensemble(tuple(names))
+
+
+def _is_dropout(value: dict[str, Any]) -> bool:
+    return "rate" in value or "n_samples" in value
+
+
+def _from_settings(model: Opened, value: dict[str, Any]) -> Sequence[Any]:
+    try:
+        settings = DropoutSettings(**value) if _is_dropout(value) else VoteSettings(**value)
+    except TypeError as error:
+        raise InputError(f"An ensemble cannot be made of {value!r}: {error}") from error
+    if isinstance(settings, DropoutSettings):
+        return masked_inputs(model.model, settings)
+    return noise_voters(model.model, settings)
 
 
 def ask_voters(asker: Asker, rows: Sequence[AnswerRow], signals: Signals) -> list[list[dict[Ensemble, Votes]]]:

@@ -78,6 +78,12 @@ def test_a_trained_folder_is_an_ensemble_too(model: LanguageModel, cache: Featur
     np.testing.assert_allclose(graded.raw["f"], graded.raw["s"], atol=1e-5)
 
 
+def test_rows_with_dropout_are_an_ensemble_and_without_it_never_disagree(cache: FeatureCache, tmp_path: Path) -> None:
+    assert run(cache, tmp_path / "a.jsonl", {"half": {"rate": 0.5}, "none": {"rate": 0.0}}) == 0
+    graded = read_graded([tmp_path / "a.jsonl"])
+    assert (graded.raw["half"] > 1e-4).all() and (graded.raw["none:max"] < 1e-6).all()
+
+
 def test_the_measures_of_an_answer() -> None:
     """Two tokens, two voters: variances .01 and 0, mean probabilities .5 and .25, shares 1/2 and 1."""
     found = module.summary("v", [Votes(math.log(2), 0.5, (0.4, 0.6)), Votes(0.0, 1.0, (0.25, 0.25))])
