@@ -14,7 +14,7 @@ from uqchat.engine.decode import Engine
 from uqchat.language_model import LanguageModel
 from uqchat.types import Signals
 
-PROMPT, NEW, LONG = 76, 48, 128
+PROMPT, NEW, LONG = 76, 32, 96
 BARS = {3: 1.3, 5: 1.5, 10: 1.8}
 DENSE, DENSE_BAR = 5, 1.8
 DROPOUT, DROPOUT_BAR = 5, 1.5
