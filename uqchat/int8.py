@@ -1,8 +1,8 @@
 """Weight-only linear layers of at most 8 bits for the CPU. Knows no model beyond its `nn.Linear` layers.
 
-One scale per output row, weights rounded to the nearest of 255 steps, activations untouched: torch's own dynamic
-quantisation also rounds activations, which costs a small model more than the weights do. Weights that lie on a grid of
-16 values already, those of a GGUF file say, keep that grid instead: it loses nothing and is faster.
+One scale per output row, weights rounded to the nearest of 255 steps, activations untouched, unlike in torch's own
+dynamic quantisation. Weights that lie on a grid of 16 values already, those of a GGUF file say, keep that grid instead:
+it loses nothing and is faster.
 """
 
 from __future__ import annotations
