@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from trainers.common import LoopConfig, Run, add_run_arguments, read_settings, run_trainer
+from trainers.common import Run, add_run_arguments, read_settings, run_trainer
 from trainers.lesson_sources import LessonConfig
-from trainers.lesson_task import learn
+from trainers.lesson_task import LessonLoop, learn
 from trainers.run_folder import ARTIFACT
 from uqchat.engine.adapters import Adapter, LowRank, linear_size
 from uqchat.errors import InputError
@@ -27,24 +27,11 @@ from uqchat.models import load_model
 
 
 @dataclass(frozen=True)
-class DropoutLoop(LoopConfig):
-    """The loop's settings with defaults for a language model."""
-
-    epochs: int = 5
-    batch_size: int = 12
-    learning_rate: float = 2e-4
-    weight_decay: float = 0.0
-    evaluations_per_epoch: int = 3
-    patience: int = 5
-    checkpoint_every: int = 25
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """How the LoRA is trained, and how many rows it is to have."""
 
     lessons: LessonConfig
-    loop: DropoutLoop
+    loop: LessonLoop
     model: str = "embedded"
     """`embedded`, a Hub id, a folder or a GGUF file."""
     device: str = ""

@@ -26,6 +26,19 @@ from uqchat.origin import Origin, origin_of
 ROWS = 4  # lessons in one forward: a long response's logits over a large vocabulary take a hundred megabytes each
 
 
+@dataclass(frozen=True)
+class LessonLoop(LoopConfig):
+    """The loop's settings with the defaults of capsa's published fine-tuning of a language model."""
+
+    epochs: int = 5
+    batch_size: int = 12
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.0
+    evaluations_per_epoch: int = 3
+    patience: int = 5
+    checkpoint_every: int = 25
+
+
 def check_divisible(batch_size: int, accumulation: int, processes: int, count: int) -> None:
     """Refuse batches whose parts do not give every voter equally many rows. Raises InputError."""
     parts = accumulation * processes

@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainers.common import LoopConfig, Run, add_run_arguments, read_settings, run_trainer
+from trainers.common import Run, add_run_arguments, read_settings, run_trainer
 from trainers.lesson_sources import LessonConfig
-from trainers.lesson_task import check_divisible, learn
+from trainers.lesson_task import LessonLoop, check_divisible, learn
 from trainers.run_folder import ARTIFACT
 from uqchat.engine.adapters import LowRank
 from uqchat.errors import InputError
@@ -26,24 +26,11 @@ from uqchat.models import load_model
 
 
 @dataclass(frozen=True)
-class VoteLoop(LoopConfig):
-    """The loop's settings with the defaults of the published fine-tuning."""
-
-    epochs: int = 5
-    batch_size: int = 12
-    learning_rate: float = 2e-4
-    weight_decay: float = 0.0
-    evaluations_per_epoch: int = 3
-    patience: int = 5
-    checkpoint_every: int = 25
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """How the voters are trained."""
 
     lessons: LessonConfig
-    loop: VoteLoop
+    loop: LessonLoop
     model: str = "embedded"
     """`embedded`, a Hub id, a folder or a GGUF file."""
     device: str = ""

@@ -16,7 +16,6 @@ from typing import Any, ClassVar, Self
 
 from uqchat.engine.adapters import Adapter
 from uqchat.estimators.adapter_names import name_of_changes
-from uqchat.estimators.base import ModelFacts
 from uqchat.estimators.dropout_files import (
     FORMAT,
     DropoutFiles,
@@ -26,13 +25,12 @@ from uqchat.estimators.dropout_files import (
     read_dropout,
     write_dropout,
 )
-from uqchat.estimators.vote import EnsembleEstimator
+from uqchat.estimators.vote import EnsembleEstimator, InstantEnsemble
 from uqchat.estimators.vote_options import Reading, require_known, with_options
-from uqchat.estimators.vote_settings import matching_layers
 from uqchat.types import Ensemble
 
 
-class InstantDropout(EnsembleEstimator):
+class InstantDropout(InstantEnsemble):
     """Rows in which features of attention's outputs are left out."""
 
     name = "dropout_instant"
@@ -40,23 +38,8 @@ class InstantDropout(EnsembleEstimator):
     notes = ("Its rows leave features of attention's outputs out at random: nothing was trained.",)
 
     def __init__(self, settings: DropoutSettings = DropoutSettings(), reading: Reading = Reading()) -> None:  # noqa: B008
-        self.settings = settings
-        self._module: Any = None
+        super().__init__(settings, reading)
         self.take(Ensemble(self._names()), reading)
-
-    def configured(self, name: str, options: Mapping[str, str]) -> Self:
-        """See `Estimator.configured`: the fields of `DropoutSettings` and of `Reading`."""
-        require_known(options, self.settings, self.reading)
-        made = type(self)(with_options(self.settings, options), with_options(self.reading, options))
-        made.name = name
-        return made
-
-    def for_model(self, facts: ModelFacts) -> Self:
-        """The rows of this model. Raises InputError when no layer's name matches, with near misses."""
-        if facts.module is not None:
-            matching_layers(facts.module, self.settings.param_filter)
-        self._module = facts.module
-        return self
 
     @cached_property
     def adapters(self) -> Mapping[str, Adapter]:

@@ -71,7 +71,29 @@ def cost_of(count: int) -> str:
     return f"+{count} {'row' if count == 1 else 'rows'}"
 
 
-class InstantVote(EnsembleEstimator):
+class InstantEnsemble(EnsembleEstimator):
+    """Rows that are made from settings, for any model, the first time they are used."""
+
+    def __init__(self, settings: Any, reading: Reading) -> None:
+        self.settings, self.reading = settings, reading
+        self._module: Any = None
+
+    def configured(self, name: str, options: Mapping[str, str]) -> Self:
+        """See `Estimator.configured`: the fields of the settings and of `Reading`."""
+        require_known(options, self.settings, self.reading)
+        made = type(self)(with_options(self.settings, options), with_options(self.reading, options))
+        made.name = name
+        return made
+
+    def for_model(self, facts: ModelFacts) -> Self:
+        """The rows of this model. Raises InputError when no layer's name matches, with near misses."""
+        if facts.module is not None:
+            matching_layers(facts.module, self.settings.param_filter)
+        self._module = facts.module
+        return self
+
+
+class InstantVote(InstantEnsemble):
     """Voters that are the base with seeded noise on chosen weights."""
 
     name = "vote_instant"
@@ -79,23 +101,8 @@ class InstantVote(EnsembleEstimator):
     notes = ("Its voters are the model with random noise on some weights: nothing was trained.",)
 
     def __init__(self, settings: VoteSettings = VoteSettings(), reading: Reading = Reading()) -> None:  # noqa: B008
-        self.settings = settings
-        self._module: Any = None
+        super().__init__(settings, reading)
         self.take(Ensemble(self._names(), settings.prediction), reading)
-
-    def configured(self, name: str, options: Mapping[str, str]) -> Self:
-        """See `Estimator.configured`: the fields of `VoteSettings` and of `Reading`."""
-        require_known(options, self.settings, self.reading)
-        made = type(self)(with_options(self.settings, options), with_options(self.reading, options))
-        made.name = name
-        return made
-
-    def for_model(self, facts: ModelFacts) -> Self:
-        """The voters of this model. Raises InputError when no layer's name matches, with near misses."""
-        if facts.module is not None:
-            matching_layers(facts.module, self.settings.param_filter)
-        self._module = facts.module
-        return self
 
     @cached_property
     def adapters(self) -> Mapping[str, Adapter]:
