@@ -383,6 +383,7 @@ CALLS: dict[str, Callable[[Conversations, str, str, str], Any]] = {
     "regenerate": lambda c, chat, question, answer: c.regenerate("bob", answer, PLAIN),
     "edit": lambda c, chat, question, answer: c.edit("bob", question, "x", PLAIN),
     "continue_from": lambda c, chat, question, answer: c.continue_from("bob", answer, 0, 1, PLAIN),
+    "rescore": lambda c, chat, question, answer: c.rescore("bob", answer, "entropy", PLAIN),
 }
 
 

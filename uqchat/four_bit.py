@@ -20,7 +20,7 @@ BLOCK = 64  # rows that torch's kernel keeps together
 STEPS = 15  # from the lowest to the highest value of a block
 OFF_GRID = 0.1  # of a step, that a value may lie beside the grid; bfloat16 moves it by up to 0.04, chance by 0.5
 BYTES_ON_GRID = 5 / 8  # of a weight in the kernel's order with its share of two half-precision numbers
-FEW_ROWS = 4  # up to so many, the 4-bit kernel is the fastest; its time grows with every four rows
+FEW_ROWS = 8  # up to so many, the 4-bit kernel is the fastest; its time grows with every four rows
 MANY_ROWS = 16  # above so many, unpacking once and multiplying as usual is faster
 
 

@@ -48,6 +48,7 @@ BUILT_IN: dict[str, Named] = {
     "probe": Named("Probe", "log odds of being wrong", "1 / (1 + exp(-log odds))"),
     "query": Named("Query (LoRA + prompt)", "log odds of the reply no", "1 / (1 + exp(-log odds))"),
     "combination": Named("Combination", "log odds of being wrong", "1 / (1 + exp(-log odds))"),
+    "sculpt": Named("Sculpt (predicted variance)", "nats", "1 - exp(-score)"),
     "vote": Named("Vote", *VOTES),
     "dropout": Named("Dropout", *VOTES),
 }
