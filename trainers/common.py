@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -25,8 +26,11 @@ __all__ += ["run_trainer", "train_loop"]
 Config = TypeVar("Config")
 
 
-def add_run_arguments(parser: argparse.ArgumentParser, config: type) -> None:
-    """`--run-dir`, `--config`, `--resume`, and one argument for each setting."""
+def add_run_arguments(parser: argparse.ArgumentParser, config: type, can_finish: bool = False) -> None:
+    """`--run-dir`, `--config`, `--resume`, one argument for each setting, and `--finish` for `run_finishable`."""
+    if can_finish:
+        text = "train no further: finish with what --resume would load"
+        parser.add_argument("--finish", action="store_true", help=text)
     parser.add_argument("--run-dir", type=Path, required=True, help="folder of the run: made, or gone on with")
     parser.add_argument("--config", type=Path, help="JSON file with settings; arguments win over it")
     parser.add_argument("--resume", action="store_true", help="go on from the last complete checkpoint")
@@ -140,3 +144,11 @@ def run_trainer(
         else:
             run.finish(result)
     return 0
+
+
+def run_finishable(
+    name: str, args: argparse.Namespace, config: Config, train: Callable[..., Mapping[str, Any] | None]
+) -> int:
+    """`run_trainer` where `--finish` may be asked for: `train` is told by `is_last` to take the last checkpoint."""
+    args.resume |= args.finish
+    return run_trainer(name, args, config, partial(train, is_last=args.finish))

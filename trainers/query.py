@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +24,7 @@ from trainers.common import (
     TrainingError,
     add_run_arguments,
     read_settings,
-    run_trainer,
+    run_finishable,
     train_loop,
 )
 from trainers.lora import LoraConfig, LoraModel
@@ -110,14 +109,12 @@ class TrainConfig:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run's arguments and one for each setting."""
-    add_run_arguments(parser, TrainConfig)
-    parser.add_argument("--finish", action="store_true", help="train no further: finish with what --resume would load")
+    add_run_arguments(parser, TrainConfig, can_finish=True)
 
 
 def main(args: argparse.Namespace) -> int:
     """Run it."""
-    args.resume |= args.finish
-    return run_trainer("query", args, read_settings(TrainConfig, args), partial(train, is_last=args.finish))
+    return run_finishable("query", args, read_settings(TrainConfig, args), train)
 
 
 def train(config: TrainConfig, run: Run, is_last: bool = False) -> Mapping[str, Any] | None:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainers.common import Run, add_run_arguments, read_settings, run_trainer
+from trainers.common import Run, add_run_arguments, read_settings, run_finishable
 from trainers.lesson_sources import LessonConfig
 from trainers.lesson_task import LessonLoop, check_divisible, learn
 from trainers.run_folder import ARTIFACT
@@ -86,14 +85,12 @@ class TrainConfig:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run's arguments and one for each setting."""
-    add_run_arguments(parser, TrainConfig)
-    parser.add_argument("--finish", action="store_true", help="train no further: finish with what --resume would load")
+    add_run_arguments(parser, TrainConfig, can_finish=True)
 
 
 def main(args: argparse.Namespace) -> int:
     """Run it."""
-    args.resume |= args.finish
-    return run_trainer("vote", args, read_settings(TrainConfig, args), partial(train, is_last=args.finish))
+    return run_finishable("vote", args, read_settings(TrainConfig, args), train)
 
 
 def train(config: TrainConfig, run: Run, is_last: bool = False) -> Mapping[str, Any] | None:
