@@ -102,5 +102,6 @@ def test_a_plan_that_cannot_be_run_is_refused(
 def test_plans_that_ship_can_be_run(path: Path) -> None:
     plan = read_plan(path)
     module = importlib.import_module(MODULES[plan.trainer])
+    assert len(plan.everything) > 1  # something to choose from
     for settings in plan.everything.values():
         build_settings(module.TrainConfig, {**settings, "caches": ("a",), "judged": ("b",), "keep": "last"})
