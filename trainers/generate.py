@@ -26,6 +26,7 @@ from uqchat.models import LoadedModel
 from uqchat.types import Message, Signals, TokenStep
 
 WINDOW = 48  # requests with the engine at a time: its 16 rows and enough waiting ones
+MIN_SHARED = 8  # what a chat template and an instruction put before every question is read once
 FLUSH = 64  # answers written to disk together
 Answered = tuple[AnswerRow, list[TokenStep]]
 
@@ -98,7 +99,7 @@ def generate(
         UqchatError: the model failed, the disk is full or the cap is reached; what was written stays, and the same
             call goes on from there.
     """
-    engine = Engine(model.model, model.tokenizer)
+    engine = Engine(model.model, model.tokenizer, min_shared=MIN_SHARED)
     todo = [task for task in tasks if task.key not in writer.done]
     progress = Progress(len(tasks), len(tasks) - len(todo), report)
     batch: list[Answered] = []

@@ -49,17 +49,24 @@ class Engine:
         forward: runs the model; None chooses, and `forward_note` says which and why.
         memory: bytes that keys and values may take, at most a quarter of it for saved prefixes; None takes 80 % of
             what is free now.
+        min_shared: shortest common beginning of two prompts that is read once; None takes `prefix.MIN_SHARED`.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: Any, forward: Forward | None = None, memory: int | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        forward: Forward | None = None,
+        memory: int | None = None,
+        min_shared: int | None = None,
     ) -> None:
         self.model = model
         chosen = Choice(forward, "The forward that was given.") if forward else choose_forward(model)
         self.forward, self.forward_note = chosen.forward, chosen.note
         self.vocabulary = Vocabulary(tokenizer, end_ids_of(model, tokenizer))
         self.tags = find_reasoning_tags(getattr(tokenizer, "chat_template", None), tokenizer.get_vocab())
-        self.lineup = Lineup(self.forward, free_memory(model.device) * 4 // 5 if memory is None else memory)
+        memory = free_memory(model.device) * 4 // 5 if memory is None else memory
+        self.lineup = Lineup(self.forward, memory, min_shared)
         self.adapters = AdapterSet(model)
         self.pace = Pace()
         self._rows: dict[int, Row] = {}  # whose end has not been handed out yet

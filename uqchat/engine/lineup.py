@@ -19,11 +19,12 @@ class Lineup:
 
     Args:
         memory: bytes that keys and values may take, at most a quarter of it for saved prefixes.
+        min_shared: shortest beginning that is used again; None takes the store's.
     """
 
-    def __init__(self, forward: Forward, memory: int) -> None:
+    def __init__(self, forward: Forward, memory: int, min_shared: int | None = None) -> None:
         self.forward = forward
-        self.prefixes = PrefixStore(min(memory // 4, MAX_PREFIX_BYTES))
+        self.prefixes = PrefixStore(min(memory // 4, MAX_PREFIX_BYTES), min_shared)
         self.memory = memory - self.prefixes.max_bytes  # for rows
         self.batch = Batch(forward)
         self.waiting: deque[Row] = deque()

@@ -29,10 +29,12 @@ class PrefixStore:
 
     Args:
         max_bytes: memory that all saved rows may take together.
+        min_shared: common beginnings shorter than this are read again; None takes `MIN_SHARED`.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, min_shared: int | None = None) -> None:
         self.max_bytes = max_bytes
+        self.min_shared = min_shared
         self.num_bytes = 0
         self._rows: OrderedDict[Key, KeysAndValues] = OrderedDict()
 
@@ -41,7 +43,7 @@ class PrefixStore:
 
     def find(self, ids: Sequence[int], adapter: str | None = None) -> Found:
         """The saved row with the longest common beginning; `NOTHING` when none is worth it."""
-        best, shared = None, MIN_SHARED - 1
+        best, shared = None, (MIN_SHARED if self.min_shared is None else self.min_shared) - 1
         for key in self._rows:
             if key[0] == adapter:
                 length = common_length(key[1], ids)
