@@ -16,11 +16,13 @@ from tests.engine.test_decode import drain, generated, greedy, ids_of
 from tests.random_adapters import dense, low_rank, merged
 from tests.tiny import SCALINGS, tiny_model
 from uqchat.engine import fast_forward, fast_weights
-from uqchat.engine.adapters import Adapter, AdapterSet
+from uqchat.engine.adapters import Adapter, AdapterSet, InputScale
 from uqchat.engine.choose_forward import choose_forward
 from uqchat.engine.decode import Engine
 from uqchat.engine.fast_attention import attend, fold_mask
+from uqchat.engine.capture import Capture
 from uqchat.engine.fast_forward import FastForward
+from uqchat.engine.fast_weights import FastWeights
 from uqchat.four_bit import Int4Linear, Int4Product
 from uqchat.int8 import Int8Product, quantize_linear_layers
 from uqchat.types import Signals
@@ -190,7 +192,9 @@ def test_weights_on_a_grid_of_16_values_are_multiplied_in_4_bits(kind: str) -> N
     want = expected(model)
     rounded = copy.deepcopy(model).bfloat16()
     usual = expected(copy.deepcopy(rounded))
-    forward = FastForward(rounded, is_packed=True)
+    is_packed = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    forward = FastForward(rounded, is_packed)
+    forward.weights = FastWeights(rounded, is_packed, has_grid=True)
     products = [projection.product for projection in forward.weights.projections]
     assert all(isinstance(product, Int4Product) for product in products[:-1])
     assert not isinstance(products[-1], Int4Product)
@@ -302,6 +306,75 @@ def test_rows_equal_merged_weights_in_fused_products(names: list[str | None], is
         whole = merged(model, by_name.get(name))(torch.tensor([[*prompts[row], 9]])).logits[0]
         torch.testing.assert_close(torch.cat([read[row], step[row : row + 1]]), whole, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(logits_of(forward)[0], expected(model)[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("names", "leaders"),
+    [
+        ([None, "late", "late 2", "late"], [0, 0, 0, 0]),
+        ([None, "late", "early", "head", "late 2"], [0, 0, 0, 0, 0]),
+        (["early", "late", None, "late 2", "dense"], [0, 0, 2, 2, 2]),  # an answer with an adapter of its own
+        (["late", None, "late 2", None, "head", None], [0, 1, 1, 3, 3, 5]),  # one plain and one late row between
+        ([None, "late", None, "late 2", None, "late"], [0, 0, 2, 2, 4, 4]),  # evenly spaced answers
+        ([None, None], [0, 1]),
+        ([None, None, "scaled"], [0, 0, 0]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["qwen2", "mixed"])
+def test_voters_enter_where_they_differ_and_equal_merged_weights(
+    kind: str, names: list[str | None], leaders: list[int]
+) -> None:
+    """Four blocks; each answer has its own length, and its voters are given its ids; signals are those of answers."""
+    model = deep_model(kind)
+    known = [
+        low_rank(model, "early", 3, ("layers.0.self_attn.q_proj", "layers.2.self_attn.v_proj"), 0.2),
+        low_rank(model, "late", 2, ("layers.2.self_attn.k_proj", "layers.3.mlp.down_proj"), 0.2),
+        low_rank(model, "late 2", 4, ("layers.3.self_attn.v_proj",), 0.3),
+        low_rank(model, "head", 2, ("lm_head",), 0.2),
+        dense(model, "dense", ("layers.1.mlp.up_proj",), 0.1),
+        Adapter("scaled", {"model.layers.1.self_attn.o_proj": InputScale(torch.rand(32) + 0.5)}),
+    ]
+    adapters = AdapterSet(model)
+    for adapter in known:
+        adapters.add(adapter)
+    by_name = {adapter.name: adapter for adapter in known}
+    forward = FastForward(model)
+    answers = sorted(set(leaders))
+    prompts = [PROMPTS[0][: 11 - 2 * leader] or [3] for leader in leaders]
+    lengths = [len(prompt) for prompt in prompts]
+    wanted = Signals(hidden_layers=(0, 2, 3, 4), attention_lags=3)
+    captures = [Capture(wanted, max(lengths)), Capture(wanted, 1)]
+    forward.prefill(0, [0] * len(prompts), [[1] * 12] * len(prompts), lengths)  # what lies there before is not read
+    with torch.inference_mode(), forward.adapted(adapters, names, leaders):
+        read = forward.prefill(0, [0] * len(prompts), prompts, lengths, captures[0])
+        step = forward.decode(lengths, torch.tensor([9] * len(prompts)), captures[1])
+    for row, name in enumerate(names):
+        whole = merged(model, by_name.get(name))(torch.tensor([[*prompts[row], 9]])).logits[0]
+        torch.testing.assert_close(torch.cat([read[row], step[row : row + 1]]), whole, atol=1e-4, rtol=1e-4)
+    for row in answers:  # alone, in a forward of its own
+        alone, single = FastForward(model), [Capture(wanted, lengths[row]), Capture(wanted, 1)]
+        with torch.inference_mode(), alone.adapted(adapters, [names[row]]):
+            alone.prefill(0, [0], [prompts[row]], [lengths[row]], single[0])
+            alone.decode([lengths[row]], torch.tensor([9]), single[1])
+        for many, one, at in zip(captures, single, (lengths[row] - max(lengths) - 1, -1), strict=True):
+            got, want = many.at(row, at, wanted), one.at(0, -1, wanted)
+            torch.testing.assert_close(got.attention, want.attention, atol=1e-5, rtol=0)
+            for layer in wanted.hidden_layers:
+                torch.testing.assert_close(got.hidden[layer], want.hidden[layer], atol=1e-4, rtol=1e-4)
+
+
+def deep_model(kind: str) -> nn.Module:
+    """`tiny_model` with four blocks."""
+    config = copy.deepcopy(tiny_model(kind).model.config)
+    config.num_hidden_layers = 4
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types * 2
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if "norm" not in name and parameter.dim() > 1:
+            parameter.mul_(4)
+    return model
 
 
 # ---- attention

@@ -218,7 +218,7 @@ def test_the_next_turn_reuses_what_each_voter_has_read(engine: Engine) -> None:
     prompt = ids_of(engine, TEXT * 2)
     drain(engine, voted(prompt))
     plain_first = {key[0] for key in engine.lineup.prefixes._rows}
-    assert plain_first == {None, *NAMES}
+    assert plain_first == {None, *(f"{name} beside None" for name in NAMES)}
     longer = (*prompt, *ids_of(engine, "what then?"))
     read: list[int] = []
     original = engine.forward.prefill

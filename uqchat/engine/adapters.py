@@ -145,6 +145,15 @@ class AdapterSet:
         self._require(name)
         return self._adapters[name]
 
+    def layers_of(self, name: str) -> set[str]:
+        """Names of the layers that an adapter changes in any way.
+
+        Raises:
+            InputError: there is none of this name.
+        """
+        self._require(name)
+        return {*self._adapters[name], *self._scales[name]}
+
     def scales(self, names: Sequence[str | None]) -> dict[str, Tensor]:
         """Factors of the inputs of each layer that any row scales, (rows, 1, in); 1 for the others.
 

@@ -24,16 +24,25 @@ class Place:
     first: int
     starts: list[int]
     columns: torch.Tensor | None = None  # (B, T) the positions to write, when the rows' starts differ
+    rows: slice | torch.Tensor | None = None  # of the storage; None: from `first` on, one for each start
     index: torch.Tensor | None = field(init=False, default=None)  # (B, 1) the rows that those positions are in
 
     def __post_init__(self) -> None:
+        if self.rows is None:
+            self.rows = slice(self.first, self.first + len(self.starts))
         if self.columns is not None:
-            self.index = torch.arange(len(self.starts), device=self.columns.device)[:, None]
+            own = self.rows
+            index = torch.arange(own.start, own.stop, own.step or 1) if isinstance(own, slice) else own
+            self.index = index.to(self.columns.device)[:, None]
 
-    @property
-    def end(self) -> int:
-        """One past the last row."""
-        return self.first + len(self.starts)
+    def part(self, rows: slice | torch.Tensor) -> Place:
+        """The place of some of its rows."""
+        columns = None if self.columns is None else self.columns[rows]
+        if isinstance(rows, slice):
+            chosen = range(len(self.starts))[rows]
+            own = slice(self.first + chosen.start, self.first + chosen.stop, chosen.step)
+            return Place(self.first, [self.starts[row] for row in chosen], columns, own)
+        return Place(self.first, [self.starts[row] for row in rows.tolist()], columns, rows + self.first)
 
 
 class RowLayer(CacheLayerMixin):
@@ -61,15 +70,12 @@ class RowLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         place, length = self._cache.place, key_states.shape[2]
         total = max(place.starts) + length
-        rows = slice(place.first, place.end)
-        keys, values = self.keys[rows, :, :total], self.values[rows, :, :total]
-        if place.columns is None:
-            keys[:, :, place.starts[0] :] = key_states
-            values[:, :, place.starts[0] :] = value_states
-        else:
-            keys[place.index, :, place.columns] = key_states.transpose(1, 2)  # (B, T, H, D)
-            values[place.index, :, place.columns] = value_states.transpose(1, 2)
-        return keys, values
+        for held, new in ((self.keys, key_states), (self.values, value_states)):
+            if place.columns is None:
+                held[place.rows, :, place.starts[0] : total] = new
+            else:
+                held[place.index, :, place.columns] = new.transpose(1, 2)  # (B, T, H, D)
+        return self.keys[place.rows, :, :total], self.values[place.rows, :, :total]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Keys that a query sees, and the position of the first."""

@@ -29,10 +29,19 @@ class Capture:
     prompt_lengths: tuple[int, ...] = ()  # of each sequence, where attention on the prompt is wanted
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> (B, R, D)
     input_ids: torch.Tensor | None = None  # (B, R)
+    sequences: dict[int, int] = field(default_factory=dict)  # where a sequence is in here, if not at its own number
     window: AttentionWindow | None = None
+
+    def only(self, sequences: slice | torch.Tensor, count: int) -> None:
+        """Of `count` sequences only these will be put in."""
+        kept = torch.arange(count)[sequences].tolist()
+        self.sequences = {sequence: at for at, sequence in enumerate(kept)}
+        self.positions = None if self.positions is None else self.positions[sequences]
+        self.prompt_lengths = tuple(self.prompt_lengths[i] for i in kept) if self.prompt_lengths else ()
 
     def at(self, sequence: int, row: int | slice, wanted: Signals) -> StepSignals:
         """The part of it that one request asked for, copied so that no larger tensor is kept alive."""
+        sequence = self.sequences.get(sequence, sequence)
         hidden = {layer: self.hidden[layer][sequence, row].clone() for layer in wanted.hidden_layers}
         attention, on_prompt, layers = None, None, ()
         if wanted.has_attention and self.window is not None:

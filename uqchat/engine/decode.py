@@ -336,4 +336,6 @@ class Engine:
         return events
 
     def _adapted(self, rows: Sequence[Row]) -> AbstractContextManager[None]:
-        return self.forward.adapted(self.adapters, [row.request.adapter for row in rows])
+        at = {row.key: i for i, row in enumerate(rows) if row.leader is None}
+        leaders = [i if row.leader is None else at[row.key] for i, row in enumerate(rows)]
+        return self.forward.adapted(self.adapters, [row.request.adapter for row in rows], leaders)

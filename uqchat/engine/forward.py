@@ -47,8 +47,14 @@ class Forward(Protocol):
     def decode(self, lengths: Sequence[int], ids: torch.Tensor, capture: Capture | None = None) -> torch.Tensor:
         """One id, (n,), for each of the first n places, which hold `lengths` positions; returns logits (n, V)."""
 
-    def adapted(self, adapters: AdapterSet, names: Sequence[str | None]) -> AbstractContextManager[None]:
+    def adapted(
+        self, adapters: AdapterSet, names: Sequence[str | None], leaders: Sequence[int] | None = None
+    ) -> AbstractContextManager[None]:
         """During a forward inside, row i of it uses the adapter names[i]; None is the plain model.
+
+        Args:
+            leaders: of a voter's row, the row whose ids it is given, always; of any other row, its own number.
+                Signals are caught of those others only. None: no voters.
 
         Raises:
             InputError: an unknown name.
@@ -150,8 +156,10 @@ class BatchedForward:
         mask = self._mask(positions, max(lengths) + 1, is_needed=min(lengths) != max(lengths))
         return self._run(ids[:, None], positions, mask, 1, capture)[:, -1]
 
-    def adapted(self, adapters: AdapterSet, names: Sequence[str | None]) -> AbstractContextManager[None]:
-        """See `Forward.adapted`."""
+    def adapted(
+        self, adapters: AdapterSet, names: Sequence[str | None], leaders: Sequence[int] | None = None
+    ) -> AbstractContextManager[None]:
+        """See `Forward.adapted`; every row runs through the whole model."""
         return adapters.rows(names)
 
     def copy(self, source: int, target: int, length: int) -> None:
@@ -258,8 +266,10 @@ class SequentialForward:
             capture.input_ids = ids[:, None]
         return torch.cat(parts)
 
-    def adapted(self, adapters: AdapterSet, names: Sequence[str | None]) -> AbstractContextManager[None]:
-        """See `Forward.adapted`."""
+    def adapted(
+        self, adapters: AdapterSet, names: Sequence[str | None], leaders: Sequence[int] | None = None
+    ) -> AbstractContextManager[None]:
+        """See `Forward.adapted`; every row runs through the whole model."""
         return adapters.rows(names)
 
     def copy(self, source: int, target: int, length: int) -> None:

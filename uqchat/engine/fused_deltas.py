@@ -5,14 +5,14 @@ Knows which columns of a product belong to which layer, not what the layers do.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from uqchat.engine.adapters import KEPT_PLANS, AdapterSet, Dense, LowRank, row_deltas_of
+from uqchat.engine.adapters import AdapterSet, Dense, LowRank, row_deltas_of
 from uqchat.engine.dense_rows import DenseRows
 from uqchat.engine.row_deltas import RowDeltas
 
@@ -45,7 +45,7 @@ class FusedDeltas:
 
 
 class FusedPlans:
-    """The fused changes of the sets of rows that came last.
+    """From adapters of rows to what those change in products.
 
     Args:
         products: the parts of every product of the forward.
@@ -54,25 +54,13 @@ class FusedPlans:
 
     def __init__(self, products: Sequence[tuple[Part, ...]], is_packed: bool = False) -> None:
         self.products, self.is_packed = products, is_packed
-        self._plans: OrderedDict[tuple[object, ...], dict[str, FusedDeltas]] = OrderedDict()
 
-    def of(self, adapters: AdapterSet, names: Sequence[str | None]) -> dict[str, FusedDeltas]:
-        """By the name of a product's first layer; row i of the batch uses the adapter names[i].
+    def of(self, adapters: AdapterSet, names: Sequence[str | None], layers: AbstractSet[str]) -> dict[str, FusedDeltas]:
+        """By the name of a product's first layer; row i of the batch uses the adapter names[i], in `layers` only.
 
         Raises:
             InputError: an unknown name.
         """
-        if not any(name is not None for name in names):
-            return {}
-        key = (adapters.version, *names)
-        if key not in self._plans:
-            self._plans[key] = self._plan(adapters, names)
-            while len(self._plans) > KEPT_PLANS:
-                self._plans.popitem(last=False)
-        self._plans.move_to_end(key)
-        return self._plans[key]
-
-    def _plan(self, adapters: AdapterSet, names: Sequence[str | None]) -> dict[str, FusedDeltas]:
         rows: dict[str, list[int]] = {}
         for row, name in enumerate(names):
             if name is not None:
@@ -80,7 +68,8 @@ class FusedPlans:
         changes = {name: adapters.deltas_of(name) for name in rows}
         plan = {}
         for parts in self.products:
-            touched = [part for part in parts if any(part.name in deltas for deltas in changes.values())]
+            own = [part for part in parts if part.name in layers]
+            touched = [part for part in own if any(part.name in deltas for deltas in changes.values())]
             if touched:
                 plan[parts[0].name] = self._of_product(touched, changes, rows, len(names))
         return plan

@@ -50,7 +50,7 @@ class Lineup:
     def _reuse(self, row: Row) -> None:
         """Begin behind what is saved of this prompt; with voters, behind what is saved for all of them."""
         ids = row.to_read[: row.num_reused]
-        found = [(each, self.prefixes.find(ids, each.request.adapter)) for each in row.group]
+        found = [(each, self.prefixes.find(ids, each.kept_as)) for each in row.group]
         length = min(one.length for _, one in found)
         if not length:
             return
@@ -80,7 +80,7 @@ class Lineup:
             for each in row.group:
                 saved = self.forward.save(self.batch.place(each), each.length, len(self.batch) == 1)
                 if saved is not None:
-                    self.prefixes.put(each.ids[: each.length], saved, each.request.adapter)
+                    self.prefixes.put(each.ids[: each.length], saved, each.kept_as)
 
     def leave(self, row: Row) -> None:
         """Take a row and its voters out, wherever they are; the last in the batch frees the memory.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from uqchat.engine.cache import KeysAndValues
 
 MIN_SHARED = 64  # a shorter beginning is soon read again; and a first question rounds in bf16 as if asked alone
-Key = tuple[str | None, tuple[int, ...]]  # adapter of the row, ids
+Key = tuple[str | None, tuple[int, ...]]  # adapter of the row, see `Row.kept_as`; ids
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,12 @@ class Row:
         return [self, *self.companions]
 
     @property
+    def kept_as(self) -> str | None:
+        """Whose keys and values these are: a voter's may lack blocks in which it equals its answer's row."""
+        own = self.request.adapter
+        return own if self.leader is None else f"{own} beside {self.leader.request.adapter}"
+
+    @property
     def to_read(self) -> tuple[int, ...]:
         """Prompt and forced ids: what the model reads before it writes."""
         return self.request.prompt_ids + self.request.forced_ids
