@@ -42,6 +42,8 @@ class TrainConfig:
     """2 to 15."""
     param_filter: str = PARAM_FILTER
     """Regular expression, searched for in the names of linear layers: where voters differ from the base."""
+    top: float = 1.0
+    """Share of the blocks, from the last one down, in which they differ; a voter costs that share of a row."""
     weight_noise: float = 0.2
     """Of what a voter begins as, over the deviation of the weight that it changes; above 0."""
     alpha: float = 1.0
@@ -79,7 +81,13 @@ class TrainConfig:
     def settings(self) -> VoteSettings:
         """Of the finished ensemble. Raises InputError for a value outside its range."""
         return VoteSettings(
-            self.n_voters, self.param_filter, self.weight_noise, self.alpha, self.rank, seed=self.loop.seed
+            self.n_voters,
+            self.param_filter,
+            self.weight_noise,
+            self.alpha,
+            self.rank,
+            seed=self.loop.seed,
+            top=self.top,
         )
 
 

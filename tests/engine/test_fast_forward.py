@@ -17,10 +17,10 @@ from tests.random_adapters import dense, low_rank, merged
 from tests.tiny import SCALINGS, tiny_model
 from uqchat.engine import fast_forward, fast_weights
 from uqchat.engine.adapters import Adapter, AdapterSet, InputScale
+from uqchat.engine.capture import Capture
 from uqchat.engine.choose_forward import choose_forward
 from uqchat.engine.decode import Engine
 from uqchat.engine.fast_attention import attend, fold_mask
-from uqchat.engine.capture import Capture
 from uqchat.engine.fast_forward import FastForward
 from uqchat.engine.fast_weights import FastWeights
 from uqchat.four_bit import Int4Linear, Int4Product

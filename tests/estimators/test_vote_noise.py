@@ -9,8 +9,9 @@ import torch
 
 from tests.random_adapters import change_of
 from tests.tiny import tiny_model
+from uqchat.errors import InputError
 from uqchat.estimators.vote_noise import noise_voters, weight_deviation
-from uqchat.estimators.vote_settings import VoteSettings
+from uqchat.estimators.vote_settings import VoteSettings, matching_layers
 from uqchat.int8 import quantize_linear_layers
 
 LAYER = "layer"
@@ -63,3 +64,21 @@ def test_a_quantised_layers_deviation_is_that_of_the_weights_it_stands_for() -> 
     quantised = copy.deepcopy(model)
     quantize_linear_layers(quantised)
     assert weight_deviation(quantised.layer) == pytest.approx(plain, rel=1e-2)
+
+
+@pytest.mark.parametrize(("top", "blocks"), [(1.0, {0, 1}), (0.5, {1}), (1 / 3, {1}), (0.51, {0, 1})])
+def test_voters_differ_in_the_upper_share_of_the_blocks(top: float, blocks: set[int]) -> None:
+    layers = matching_layers(tiny_model().model, "q_proj", top)
+    assert {int(layer.split(".")[2]) for layer in layers} == blocks
+    assert matching_layers(tiny_model().model, "lm_head", top) == ("lm_head",)
+
+
+def test_layers_below_that_share_are_told_apart_from_no_layers() -> None:
+    with pytest.raises(InputError, match=r"matches only in blocks below 1 of 2.*Set top=1"):
+        matching_layers(tiny_model().model, r"layers\.0\.", 0.5)
+
+
+@pytest.mark.parametrize("top", [0, -0.5, 1.5, float("nan"), "half"])
+def test_a_share_outside_its_range_is_refused(top: object) -> None:
+    with pytest.raises(InputError, match="top of an ensemble must be above 0 to 1"):
+        VoteSettings(top=top)

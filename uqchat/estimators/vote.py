@@ -88,7 +88,7 @@ class InstantEnsemble(EnsembleEstimator):
     def for_model(self, facts: ModelFacts) -> Self:
         """The rows of this model. Raises InputError when no layer's name matches, with near misses."""
         if facts.module is not None:
-            matching_layers(facts.module, self.settings.param_filter)
+            matching_layers(facts.module, self.settings.param_filter, getattr(self.settings, "top", 1.0))
         self._module = facts.module
         return self
 

@@ -29,7 +29,7 @@ def noise_voters(model: nn.Module, settings: VoteSettings) -> tuple[Voter, ...]:
     Raises:
         InputError: no linear layer's name matches; the text names near misses.
     """
-    layers = matching_layers(model, settings.param_filter)
+    layers = matching_layers(model, settings.param_filter, settings.top)
     if settings.weight_noise == 0:
         return tuple({} for _ in range(settings.n_voters))
     modules = {name: model.get_submodule(name) for name in layers}

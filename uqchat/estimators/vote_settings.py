@@ -17,6 +17,8 @@ from uqchat.errors import InputError
 
 MAX_VOTERS = MAX_ROWS - 1  # the answer's own row takes a place too
 PARAM_FILTER = "q_proj|v_proj"
+TOP = 1 / 3
+BLOCK_NUMBER = re.compile(r"\.(\d+)\.")  # in a layer's name, the first of them
 Prediction = Literal["base", "mean"]
 Noise = Literal["low_rank", "dense"]
 
@@ -45,6 +47,9 @@ class VoteSettings:
     """Of the noise."""
     noise: Noise = "low_rank"
     """"low_rank": a random sketch U V^T / sqrt(rank); "dense": independent noise on every weight."""
+    top: float = TOP
+    """Share of the blocks, from the last one down, in which voters differ, above 0 to 1: below those they are the
+    answer's own row, so a voter costs that share of a row."""
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -54,6 +59,7 @@ class VoteSettings:
         _require(_is_whole(self.rank) and self.rank >= 1, "rank", self, "1 or more")
         _require(_is_whole(self.seed) and self.seed >= 0, "seed", self, "a whole number, 0 or more")
         _require(self.prediction in get_args(Prediction), "prediction", self, "base or mean")
+        _require(_is_number(self.top) and 0 < self.top <= 1, "top", self, "above 0 to 1")
         _require(self.noise in get_args(Noise), "noise", self, "low_rank or dense")
         try:
             re.compile(self.param_filter)
@@ -74,19 +80,33 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def matching_layers(model: nn.Module, param_filter: str) -> tuple[str, ...]:
-    """Names of the linear layers in which the expression is found.
+def matching_layers(model: nn.Module, param_filter: str, top: float = 1.0) -> tuple[str, ...]:
+    """Names of the linear layers in which the expression is found, in the upper share `top` of the blocks.
 
     Raises:
-        InputError: none matches; the text names layers that are spelt alike.
+        InputError: none matches; the text names layers that are spelt alike, or says that all of them lie below.
     """
     linear = [name for name, module in model.named_modules() if name and linear_size(module)]
     found = tuple(name for name in linear if re.search(param_filter, name))
+    count = max((number + 1 for name in linear if (number := _block_of(name)) is not None), default=0)
+    first = count - math.ceil(count * top - 1e-9)
+    upper = tuple(name for name in found if (number := _block_of(name)) is None or number >= first)
+    if upper:
+        return upper
     if found:
-        return found
+        raise InputError(
+            f"param_filter {param_filter!r} matches only in blocks below {first} of {count}, where voters with"
+            f" top={top:g} do not differ. Set top=1 to let them differ everywhere."
+        )
     kinds = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linear))
     near = near_misses(param_filter, kinds) or kinds[:8]
     raise InputError(f"param_filter {param_filter!r} is found in no linear layer's name. There are: {', '.join(near)}.")
+
+
+def _block_of(layer: str) -> int | None:
+    """The number of the block that a layer is in; None outside of them."""
+    match = BLOCK_NUMBER.search(layer)
+    return int(match[1]) if match else None
 
 
 def near_misses(param_filter: str, names: Iterable[str]) -> list[str]:
