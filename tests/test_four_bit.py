@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from uqchat.four_bit import GROUP, Int4Linear, Int4Product, find_grid
+from uqchat.four_bit import GROUP, MANY_ROWS, Int4Linear, Int4Product, find_grid
 
 
 def on_grid(rows: int, size: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
@@ -50,10 +50,13 @@ def test_blocks_of_one_value_are_kept() -> None:
 @pytest.mark.parametrize("rows", [1, 3, 4, 5, 40])
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_products_equal_those_of_the_unpacked_weight(rows: int, has_bias: bool) -> None:
+    """Few rows of float32 are rounded to bfloat16 for the kernel: 8 bits, so 1/256 of the largest of 128 products."""
     linear = nn.Linear(128, 80, has_bias).requires_grad_(False)
     linear.weight.copy_(on_grid(80, 128))
     x = torch.randn(rows, 128)
-    torch.testing.assert_close(Int4Linear(linear, find_grid(linear.weight))(x), linear(x), atol=1e-4, rtol=1e-4)
+    allowed = {"atol": 0.05, "rtol": 1 / 128} if rows <= MANY_ROWS else {"atol": 1e-4, "rtol": 1e-4}
+    torch.testing.assert_close(Int4Linear(linear, find_grid(linear.weight))(x), linear(x), **allowed)
     grid = find_grid(linear.weight)
     product = Int4Product(grid.kernel_order, grid.scale_and_middle, linear.bias, linear, few=4)
-    torch.testing.assert_close(product(x), linear(x), atol=1e-4, rtol=1e-4)
+    allowed = {"atol": 0.05, "rtol": 1 / 128} if rows <= 4 else {"atol": 1e-4, "rtol": 1e-4}
+    torch.testing.assert_close(product(x), linear(x), **allowed)

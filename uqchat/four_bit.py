@@ -21,6 +21,7 @@ STEPS = 15  # from the lowest to the highest value of a block
 OFF_GRID = 0.1  # of a step, that a value may lie beside the grid; bfloat16 moves it by up to 0.04, chance by 0.5
 BYTES_ON_GRID = 5 / 8  # of a weight in the kernel's order with its share of two half-precision numbers
 FEW_ROWS = 8  # up to so many, the 4-bit kernel is the fastest; its time grows with every four rows
+ROUNDED_ROWS = 3  # the same for rows in float32, which are rounded for the kernel: its float32 code is 20 times slower
 MANY_ROWS = 16  # above so many, unpacking once and multiplying as usual is faster
 
 
@@ -83,6 +84,17 @@ def _grid_of(weight: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     return first | second << 4, torch.cat((step, low + 8 * step), dim=-1).to(weight.dtype), kernel_order
 
 
+def few_rows(dtype: torch.dtype, is_packed: bool) -> int:
+    """Rows up to which the kernel is used.
+
+    Args:
+        is_packed: whether more rows have a packed copy of the weight.
+    """
+    if not is_packed:
+        return MANY_ROWS
+    return FEW_ROWS if dtype == torch.bfloat16 else ROUNDED_ROWS
+
+
 class Int4Product:
     """x @ weight.T + bias: few rows by the 4-bit kernel, more of them by `many`.
 
@@ -91,20 +103,21 @@ class Int4Product:
         scale_and_middle: as a `Grid` has them.
         bias: (out,) or None.
         many: the same product by other means, bias included.
-        few: rows up to which the kernel is used.
+        few: rows up to which the kernel is used. It computes in bfloat16: other rows are rounded for it.
     """
 
     def __init__(
         self, weight: Tensor, scale_and_middle: Tensor, bias: Tensor | None, many: Callable[[Tensor], Tensor], few: int
     ) -> None:
         self.weight, self.bias, self.many, self.few = weight, bias, many, few
-        self._scales = scale_and_middle.transpose(0, 1).contiguous()  # (in / 32, out, 2)
+        self._scales = scale_and_middle.transpose(0, 1).to(torch.bfloat16).contiguous()  # (in / 32, out, 2)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: (N, in) -> (N, out), a new tensor; x in the dtype of the scales."""
+        """x: (N, in) -> (N, out), a new tensor of x's dtype."""
         if len(x) > self.few:
             return self.many(x)
-        y = torch.ops.aten._weight_int4pack_mm_for_cpu(x.contiguous(), self.weight, GROUP, self._scales)
+        rounded = x.to(torch.bfloat16).contiguous()
+        y = torch.ops.aten._weight_int4pack_mm_for_cpu(rounded, self.weight, GROUP, self._scales).to(x.dtype)
         return y if self.bias is None else y.add_(self.bias)
 
 

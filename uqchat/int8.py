@@ -1,8 +1,8 @@
 """Weight-only linear layers of at most 8 bits for the CPU. Knows no model beyond its `nn.Linear` layers.
 
-One scale per output row, weights rounded to the nearest of 255 steps, activations untouched, unlike in torch's own
-dynamic quantisation. Weights that lie on a grid of 16 values already, those of a GGUF file say, keep that grid instead:
-it loses nothing and is faster.
+One scale per output row, weights rounded to the nearest of 255 steps, activations to no less than bfloat16, unlike in
+torch's own dynamic quantisation. Weights that lie on a grid of 16 values already, those of a GGUF file say, keep that
+grid instead: it loses nothing and is faster.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from uqchat.four_bit import BLOCK, Int4Linear, find_grid
 
 PACKED_ROWS = 8  # rows that the order of a packed copy is chosen for; it serves any number
 FEW_ROWS = 4  # up to so many, the int8 kernel is the fastest; its time grows with every four rows
+ROUNDED_ROWS = 3  # the same for rows in float32, which are rounded for the kernel: its float32 code is 10 times slower
 MANY_ROWS = 16  # above so many, and without a packed copy, unpacking once and multiplying as usual is faster
 
 
@@ -31,6 +32,7 @@ class Int8Product:
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None = None, is_packed: bool = False) -> None:
         self.weight, self.scale, self.bias = weight, scale, bias
+        self._ones = torch.ones(len(scale), dtype=torch.bfloat16, device=scale.device)
         self.packed: Tensor | None = None
         if is_packed:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(scale.dtype), PACKED_ROWS)
@@ -41,8 +43,12 @@ class Int8Product:
         return y if self.bias is None else y.add_(self.bias)
 
     def _product(self, x: Tensor) -> Tensor:
-        few = MANY_ROWS if self.packed is None else FEW_ROWS
-        if len(x) <= few and (self.packed is None or x.dtype != torch.float32):  # whose int8 kernel is slow
+        is_rounded = x.dtype != torch.bfloat16
+        few = MANY_ROWS if self.packed is None else ROUNDED_ROWS if is_rounded else FEW_ROWS
+        if len(x) <= few and is_rounded:
+            y = torch._weight_int8pack_mm(x.to(torch.bfloat16).contiguous(), self.weight, self._ones)
+            return y.to(x.dtype).mul_(self.scale)
+        if len(x) <= few:
             return torch._weight_int8pack_mm(x.contiguous(), self.weight, self.scale)
         if self.packed is None:
             return (x @ self.weight.to(x.dtype).T).mul_(self.scale)

@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 
 from uqchat.engine.fast_forward import FastForward
 from uqchat.engine.forward import BatchedForward, Forward, SequentialForward, is_batchable
+from uqchat.four_bit import Int4Linear
+from uqchat.int8 import Int8Linear
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +46,17 @@ def _choose(model: PreTrainedModel, is_fast_wanted: bool) -> Choice:
         difference = compare(generic, fast)
     except Exception as error:  # noqa: BLE001  models of any origin; the generic forward runs them all
         return Choice(generic, f"The model's own forward: {error}.")
-    allowed = TOLERANCES.get(model.dtype, 0.0)
+    allowed = TOLERANCES.get(torch.bfloat16 if _rounds(model) else model.dtype, 0.0)
     if not difference <= allowed:  # also where it is not a number
         reason = f"our own differs by {difference:.1e} of the logits' size, more than {allowed:.0e}"
         return Choice(generic, f"The model's own forward: {reason}.")
     copied = ", with a packed copy of the weights" if fast.is_packed else ""
     return Choice(fast, f"Our own forward{copied}: in a check it differed by {difference:.0e} of the logits' size.")
+
+
+def _rounds(model: PreTrainedModel) -> bool:
+    """Whether some layers round what they read to bfloat16, whatever the model's own format."""
+    return any(isinstance(module, Int8Linear | Int4Linear) for module in model.modules())
 
 
 def compare(first: Forward, second: Forward) -> float:

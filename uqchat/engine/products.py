@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uqchat.four_bit import FEW_ROWS, MANY_ROWS, Int4Linear, Int4Product, find_grid, unpack_first, unpacked
+from uqchat.four_bit import Int4Linear, Int4Product, few_rows, find_grid, unpack_first, unpacked
 from uqchat.int8 import PACKED_ROWS, Int8Linear, Int8Product
 
 Product = Callable[[Tensor], Tensor]  # (N, in) -> (N, out), a new tensor
@@ -60,4 +60,4 @@ def product_of(fused: Mapping[str, Tensor], is_packed: bool, has_grid: bool) -> 
         if grid is None:
             return many
         scales, kernel_order = grid.scale_and_middle, grid.kernel_order
-    return Int4Product(kernel_order, scales, bias, many, FEW_ROWS if is_packed else MANY_ROWS)
+    return Int4Product(kernel_order, scales, bias, many, few_rows(scales.dtype, is_packed))
