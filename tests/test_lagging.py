@@ -111,6 +111,17 @@ def test_voters_that_fail_behind_an_answer_cannot_lose_it(model: LanguageModel) 
     assert answer.risks["entropy"].value > 0 and LAGGING not in answer.risks
 
 
+def test_a_voter_behind_an_answer_whose_logits_are_no_numbers_cannot_lose_it(model: LanguageModel) -> None:
+    name, adapter = list(model.estimator(LAGGING).adapters.items())[1]
+    for delta in adapter.deltas.values():
+        delta.a.fill_(float("nan"))
+    _, answer = seen(model, LAGGING)
+    assert len(answer.tokens) == 70 and f"Voter 2 of 3 ({name}) gave logits" in answer.failures[LAGGING]
+    assert answer.risks["entropy"].value > 0 and LAGGING not in answer.risks
+    with pytest.raises(ModelError, match="Voter 2 of 3"):
+        seen(model, LOCKSTEP)
+
+
 # ---- when
 
 
