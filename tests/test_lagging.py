@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from io import StringIO
 
 import pytest
 
 from tests.tiny import tiny_model
-from uqchat import lagging
+from uqchat import cli_terminal, lagging
+from uqchat.cli_chat import TerminalChat
+from uqchat.cli_terminal import TokenWriter, printable
 from uqchat.config import GenerationConfig
 from uqchat.engine import pace, prefix
 from uqchat.engine.backend import FinishEvent, Request, StepEvent
@@ -77,6 +80,20 @@ def test_answers_of_a_batch_lag_where_the_batch_is_full_and_say_the_same(
     monkeypatch.setattr(lagging, "NEARLY_FREE", 1000)
     for answer, alone in zip(mixed, model.answers(questions, ["vote"], LONG), strict=True):
         assert values(answer, "vote") == pytest.approx(values(alone, "vote"), abs=1e-4)
+
+
+def test_in_a_terminal_the_answer_is_drawn_again_when_its_risks_are_there(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_terminal, "colour_depth", lambda out: 256)
+    chat = TerminalChat(model, StringIO(), (LAGGING, "entropy"), LAGGING, LONG)
+    chat.handle("hello there")
+    again = StringIO()
+    writer = TokenWriter(again, LAGGING, 256)
+    for token in chat.last.tokens:
+        writer.write(token)
+    assert "\x1b[" in again.getvalue()
+    assert chat.out.getvalue() == printable(chat.last.text) + "\n" + again.getvalue() + "\n"
 
 
 def test_stopping_an_answer_stops_what_reads_behind_it(model: LanguageModel) -> None:
