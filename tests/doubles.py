@@ -208,7 +208,9 @@ class ScriptedLanguageModel:
             if len(done) >= request.generation.max_new_tokens:
                 reason = "length"
                 break
-            token = replace(token, risks={name: token.risks[name] for name in request.estimators})
+            token = replace(
+                token, risks={name: token.risks[name] for name in request.estimators if name in token.risks}
+            )
             done[token.index :] = [token, *done[token.index + 1 :]]  # an index again is a revision
             yield token
         return scripted_answer(done, request.estimators, reason, self.name)

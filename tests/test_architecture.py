@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("selective", "selective_*"),
         ("artifacts", "artifact_folders"),
         ("head_check",),
-        ("wrapping",),
+        ("wrapping", "wrapping_*"),
         ("policy", "policy_*"),
     ),
     (("estimators", "estimators.*"),),

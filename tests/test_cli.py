@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.doubles import ScriptedLanguageModel, scored_token
-from uqchat import __version__, cli_answer, cli_chat
+from tests.doubles import ScriptedLanguageModel, scored_token, scored_tokens
+from uqchat import __version__, cli_answer, cli_chat, cli_terminal
 from uqchat.cli import main
 from uqchat.cli_chat import TerminalChat, interrupt_sets
 from uqchat.cli_terminal import TokenWriter, colour_depth, printable, tint
@@ -248,6 +249,56 @@ def test_another_estimator_draws_the_same_answer_again_without_the_model() -> No
     _, out = chat(model, "One?", "/estimator margin")
     assert out == "First.\nFirst.\n"
     assert len(model.requests) == 1
+
+
+@pytest.fixture
+def late() -> ScriptedLanguageModel:
+    """Its tokens come without a risk first, as where voters read behind the text, and once more with one."""
+    tokens = scored_tokens("Paris is\nthe <b>capital</b>.")
+    return ScriptedLanguageModel([*(replace(token, risks={}) for token in tokens), *tokens])
+
+
+@pytest.mark.parametrize(
+    ("no_color", "out", "is_drawn_again"),
+    [("", Terminal(), True), ("1", Terminal(), False), ("", io.StringIO(), False)],
+)
+def test_an_answer_whose_risks_come_behind_it_is_drawn_once_more_where_there_are_colours(
+    late: ScriptedLanguageModel,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    no_color: str,
+    out: io.StringIO,
+    is_drawn_again: bool,
+) -> None:
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("COLORTERM", raising=False)
+    TerminalChat(late, out, ESTIMATORS, "margin", GenerationConfig()).handle("Capital?")
+    plain = "Paris is\nthe <b>capital</b>.\n"
+    drawn = "".join(tint(t.text, t.risks["margin"].value, 256) for t in scored_tokens(plain[:-1])) + "\n"
+    assert out.getvalue() == (plain + drawn if is_drawn_again else plain)
+    err = capfd.readouterr().err
+    assert ("came behind the text" in err) == is_drawn_again and "mean risk: margin" in err
+
+
+def test_an_answer_command_draws_late_risks_too(
+    late: ScriptedLanguageModel, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli_answer, "load_language_model", lambda _: late)
+    monkeypatch.setattr(cli_terminal, "colour_depth", lambda out: 256)
+    assert main(["answer", "Capital?"]) == 0
+    out, err = capfd.readouterr()
+    assert out.count("Paris") == 2 and out.count("\x1b[0m") > 2 and "came behind the text" in err
+
+
+def test_an_answer_whose_risks_come_with_it_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_terminal, "colour_depth", lambda out: 256)
+    tokens = scored_tokens("Paris is big.", reasoning=1)
+    revised = replace(tokens[2], risks={**tokens[2].risks, "margin": Risk(1.0, 1.0)})
+    script = [replace(tokens[0], risks={}), *tokens[1:], tokens[0], revised]
+    out = Terminal()
+    TerminalChat(ScriptedLanguageModel(script), out, ESTIMATORS, "margin", GenerationConfig()).handle("Capital?")
+    assert out.getvalue().count("big") == 1
 
 
 def test_a_saved_chat_can_be_answered_from_the_shell(model: ScriptedLanguageModel, tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from io import StringIO
 
 import pytest
 
 from tests.tiny import tiny_model
-from uqchat import lagging
+from uqchat import cli_terminal, lagging
+from uqchat.cli_chat import TerminalChat
+from uqchat.cli_terminal import TokenWriter, printable
 from uqchat.config import GenerationConfig
 from uqchat.engine import pace, prefix
 from uqchat.engine.backend import FinishEvent, Request, StepEvent
@@ -79,6 +82,20 @@ def test_answers_of_a_batch_lag_where_the_batch_is_full_and_say_the_same(
         assert values(answer, "vote") == pytest.approx(values(alone, "vote"), abs=1e-4)
 
 
+def test_in_a_terminal_the_answer_is_drawn_again_when_its_risks_are_there(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_terminal, "colour_depth", lambda out: 256)
+    chat = TerminalChat(model, StringIO(), (LAGGING, "entropy"), LAGGING, LONG)
+    chat.handle("hello there")
+    again = StringIO()
+    writer = TokenWriter(again, LAGGING, 256)
+    for token in chat.last.tokens:
+        writer.write(token)
+    assert "\x1b[" in again.getvalue()
+    assert chat.out.getvalue() == printable(chat.last.text) + "\n" + again.getvalue() + "\n"
+
+
 def test_stopping_an_answer_stops_what_reads_behind_it(model: LanguageModel) -> None:
     stop, count = threading.Event(), 0
     stream = model.stream("hello there", [LAGGING], LONG, stop=stop)
@@ -109,6 +126,17 @@ def test_voters_that_fail_behind_an_answer_cannot_lose_it(model: LanguageModel) 
     model.engine.forward.prefill = original
     assert len(answer.tokens) == 70 and "a voter broke" in answer.failures[LAGGING]
     assert answer.risks["entropy"].value > 0 and LAGGING not in answer.risks
+
+
+def test_a_voter_behind_an_answer_whose_logits_are_no_numbers_cannot_lose_it(model: LanguageModel) -> None:
+    name, adapter = list(model.estimator(LAGGING).adapters.items())[1]
+    for delta in adapter.deltas.values():
+        delta.a.fill_(float("nan"))
+    _, answer = seen(model, LAGGING)
+    assert len(answer.tokens) == 70 and f"Voter 2 of 3 ({name}) gave logits" in answer.failures[LAGGING]
+    assert answer.risks["entropy"].value > 0 and LAGGING not in answer.risks
+    with pytest.raises(ModelError, match="Voter 2 of 3"):
+        seen(model, LOCKSTEP)
 
 
 # ---- when

@@ -23,7 +23,7 @@ from uqchat.store import Store, StoredMessage
 from uqchat.token_codec import AnswerScores
 from uqchat.transfer import MAX_IMPORT_BYTES, export_chat, import_chat
 from uqchat.transfer_csv import safe_cell
-from uqchat.types import Risk
+from uqchat.types import Decision, Risk
 
 HOSTILE = (
     "<script>alert(1)</script> ${alert(1)} ![x](http://evil.example/x.png) \u202e <img src=//evil.example onerror=x>"
@@ -81,8 +81,11 @@ def fill(store: Store, tree: list[tuple[int | None, str, str, int, list[bool | N
         ids.append(row.id), roles.append(role)
         if role == "assistant":
             tokens = scored_tokens(text, reasoning=reasoning)
-            tokens = tuple(replace(t, risks=t.risks | {"odd": Risk(1.0, math.inf, "a scope")}) for t in tokens)
-            scores = AnswerScores({"odd": Risk(0.5, -math.inf, "a scope")}, {"odd": text}, {"query": "no reply"})
+            odd = {"odd": Risk(1.0, math.inf, "a scope"), "vote": Risk(0.1, 0.1, None, (0.5, 1.0, 3e-39))}
+            tokens = tuple(replace(t, risks=t.risks | odd) for t in tokens)
+            decision = Decision("trimmed", "mine", 2, "trim", "odd", 0.5, None, text, hidden=((0, 2), (4, 7)))
+            answer = {"odd": Risk(0.5, -math.inf, "a scope"), "vote": Risk(0.1, 0.1, voters=(0.25, 1 / 3))}
+            scores = AnswerScores(answer, {"odd": text}, {"query": "no reply"}, decision if labels else None)
             store.save_answer(
                 "ann", row.id, text, tokens, status, None, "why" if status == "error" else None, 3, scores
             )
@@ -106,6 +109,21 @@ def test_a_chat_survives_export_and_import_unchanged(tree: list[Any]) -> None:
     assert not {m.id for m in before} & {m.id for m in after}
     assert copy.title == "Any"
     store.close()
+
+
+def test_only_a_risk_with_voters_says_what_they_gave() -> None:
+    """A file without them is one that an older uqchat wrote, or reads."""
+    store = Store("sqlite://")
+    chat_id = chat_in(store, answers=("Paris.",))
+    answer = store.path("ann", chat_id)[-1]
+    tokens = [replace(t, risks=t.risks | {"vote": Risk(0.1, 0.1, None, (0.5, 1.0))}) for t in answer.tokens]
+    store.save_answer("ann", answer.id, answer.text, tokens, "done", "stop")
+    chat = exported(store, chat_id)
+    risks = chat["messages"][1]["tokens"][0]["risks"]
+    assert risks["vote"]["voters"] == [0.5, 1.0] and "voters" not in risks["entropy"]
+    _set(f"{TOKEN}.risks.vote.voters", [0.5, 1.5])(chat)
+    with pytest.raises(InputError, match="voters"):
+        import_chat(store, "bob", json.dumps(chat).encode())
 
 
 def test_an_imported_chat_belongs_to_who_imported_it() -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TextIO
 
 from uqchat.cli_model import estimators_of, generation_of, load_language_model, messages_of, read_text
-from uqchat.cli_policy import decided, obeying, policy_of, tell, write_shown
+from uqchat.cli_policy import decided, end_answer, obeying, policy_of, write_shown
 from uqchat.cli_terminal import TokenWriter, summary_line
 from uqchat.policy import judge
 from uqchat.types import Answer, ScoredToken
@@ -23,8 +23,9 @@ def run_answer(args: argparse.Namespace, out: TextIO) -> None:
     policy = policy_of(args)
     with closing(load_language_model(args)) as model:  # its thread must not outlive the interpreter
         stream = obeying(model, policy).stream(messages, estimators, generation)
-        answer = decided(stream, policy, None if args.json else TokenWriter(out, estimators[0]), drain)
-    _finish(answer, args.json, out)
+        writer = None if args.json else TokenWriter(out, estimators[0])
+        answer = decided(stream, policy, writer, drain)
+    _finish(answer, writer, out)
 
 
 def run_score(args: argparse.Namespace, out: TextIO) -> None:
@@ -36,9 +37,10 @@ def run_score(args: argparse.Namespace, out: TextIO) -> None:
         answer = model.score(messages, text, names)
     if policy is not None:
         answer = replace(answer, decision=judge(policy, answer))
-    if not args.json:
-        write_shown(answer, TokenWriter(out, estimators[0]))
-    _finish(answer, args.json, out)
+    writer = None if args.json else TokenWriter(out, estimators[0])
+    if writer:
+        write_shown(answer, writer)
+    _finish(answer, writer, out)
 
 
 def drain(stream: Generator[ScoredToken, None, Answer], writer: TokenWriter | None) -> Answer:
@@ -54,11 +56,9 @@ def drain(stream: Generator[ScoredToken, None, Answer], writer: TokenWriter | No
         stream.close()
 
 
-def _finish(answer: Answer, use_json: bool, out: TextIO) -> None:
-    if use_json:
+def _finish(answer: Answer, writer: TokenWriter | None, out: TextIO) -> None:
+    if writer is None:
         out.write(json.dumps(answer.to_json(), ensure_ascii=False) + "\n")
         return
-    out.write("\n")
-    out.flush()
-    tell(answer, out)
+    end_answer(answer, writer)
     print(summary_line(answer), file=sys.stderr)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from uqchat.cli_answer import drain
 from uqchat.cli_model import estimators_of, generation_of, load_language_model
-from uqchat.cli_policy import decided, obeying, policy_of, tell
+from uqchat.cli_policy import decided, end_answer, obeying, policy_of
 from uqchat.cli_terminal import TokenWriter, summary_line
 from uqchat.config import GenerationConfig
 from uqchat.errors import InputError, UqchatError
@@ -108,10 +108,9 @@ class TerminalChat:
         prompt = [Message("system", self.system), *messages] if self.system else messages
         with interrupt_sets() as stop:
             stream = obeying(self.model, self.policy).stream(prompt, self.estimators, generation, stop=stop)
-            answer = decided(stream, self.policy, TokenWriter(self.out, self.chosen), drain)
-        self.out.write("\n")
-        self.out.flush()
-        tell(answer, self.out)
+            writer = TokenWriter(self.out, self.chosen)
+            answer = decided(stream, self.policy, writer, drain)
+        end_answer(answer, writer)
         self.messages, self.last = [*messages, Message("assistant", answer.text)], answer
         self._tell(
             summary_line(replace(answer, risks={self.chosen: answer.risks[self.chosen]} if answer.risks else {}))

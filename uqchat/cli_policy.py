@@ -61,7 +61,22 @@ def write_shown(answer: Answer, writer: TokenWriter) -> None:
         writer.write(token)
 
 
-def tell(answer: Answer, out: TextIO) -> None:
+def end_answer(answer: Answer, writer: TokenWriter) -> None:
+    """End the line of an answer, tell its decision, and draw it again if its risks came behind its text.
+
+    Only where there are colours: a file or pipe gets the text once, and the summary tells the risk.
+    """
+    writer.out.write("\n")
+    if writer.is_behind(answer):
+        writer.out.flush()
+        print(f"The risks by {writer.estimator} came behind the text; here it is with them:", file=sys.stderr)
+        write_shown(answer, TokenWriter(writer.out, writer.estimator, writer.depth))
+        writer.out.write("\n")
+    writer.out.flush()
+    _tell(answer, writer.out)
+
+
+def _tell(answer: Answer, out: TextIO) -> None:
     """The decision: in the answer's place where it was declined, else to standard error."""
     decision = answer.decision
     if decision is None:

@@ -93,9 +93,10 @@ class TokenWriter:
         self.is_raw = self.depth == 0 and not out.isatty()  # a file gets the exact text
         self._next = 0
         self._pending = 0.0
+        self._untinted: set[int] = set()  # indices of tokens that were written before they had a risk
 
     def write(self, token: ScoredToken) -> None:
-        """Write one token; a revision of one already written is left to the summary."""
+        """Write one token; a revision of one already written is left to `is_behind` and the summary."""
         if token.index < self._next:
             return
         self._next = token.index + 1
@@ -103,9 +104,16 @@ class TokenWriter:
         self._pending = max(self._pending, risk.value if risk and not token.is_reasoning else 0.0)
         if not token.text:
             return
+        if risk is None and not token.is_reasoning:
+            self._untinted.add(token.index)
         self.out.write(token.text if self.is_raw else self._drawn(token, risk is None))
         self.out.flush()
         self._pending = 0.0
+
+    def is_behind(self, answer: Answer) -> bool:
+        """Whether there are colours here, and tokens that were written without one have a risk by now."""
+        late = (token for token in answer.tokens if token.index in self._untinted)
+        return self.depth > 0 and any(self.estimator in token.risks for token in late)
 
     def _drawn(self, token: ScoredToken, is_unscored: bool) -> str:
         if is_unscored or token.is_reasoning:

@@ -13,7 +13,8 @@ from uqchat.render import RiskView
 from uqchat.store import ChatInfo, Store, StoredMessage
 from uqchat.transfer_csv import to_csv
 from uqchat.transfer_html import to_html
-from uqchat.transfer_schema import FORMAT, VERSION, ChatRecord, Header, chat_record
+from uqchat.transfer_json import chat_record
+from uqchat.transfer_schema import FORMAT, VERSION, ChatRecord, Header
 
 Format = Literal["json", "csv", "html"]
 MAX_IMPORT_BYTES = 64 * 2**20

@@ -1,4 +1,4 @@
-"""The JSON form of a chat: what is written and, strictly checked, what is read. Knows no database.
+"""The JSON form of a chat: its fields, strictly checked where a file is read. Knows no database.
 
 Numbers that JSON cannot hold are the strings "Infinity" and "-Infinity".
 """
@@ -6,14 +6,13 @@ Numbers that JSON cannot hold are the strings "Infinity" and "-Infinity".
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
+import operator
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from uqchat.store import ChatInfo, Label, StoredMessage
+from uqchat.store import Label, StoredMessage
 from uqchat.store_records import MAX_TITLE_CHARS, storable
 from uqchat.token_codec import AnswerScores, as_decision
 from uqchat.types import Alternative, FinishReason, Outcome, Risk, Role, ScoredToken
@@ -47,6 +46,7 @@ Text = Annotated[str, BeforeValidator(_text)]
 Number = Annotated[float, BeforeValidator(_infinity), AfterValidator(_no_nan)]
 # A hair above zero: float32 log-probabilities of a sure token may be.
 Logprob = Annotated[Number, Field(le=1e-3)]
+Share = Annotated[Number, Field(ge=-1e-6, le=1 + 1e-6)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Id = Annotated[str, Field(min_length=1, max_length=64)]
 Name = Annotated[str, Field(max_length=500)]
@@ -67,9 +67,14 @@ class AlternativeRecord(_Record):
 class RiskRecord(_Record):
     """As `types.Risk`."""
 
-    value: Annotated[Number, Field(ge=-1e-6, le=1 + 1e-6)]
+    value: Share
     raw: Number
     calibration: str | None
+    voters: Annotated[tuple[Share, ...], Field(exclude_if=operator.not_)] = ()
+
+    def to_risk(self) -> Risk:
+        """The risk that crosses the program's boundaries."""
+        return Risk(self.value, self.raw, self.calibration, self.voters)
 
 
 class TokenRecord(_Record):
@@ -96,7 +101,7 @@ class TokenRecord(_Record):
             self.logprob,
             self.entropy,
             tuple(Alternative(a.token_id, a.text, a.logprob) for a in self.alternatives),
-            {name: Risk(risk.value, risk.raw, risk.calibration) for name, risk in self.risks.items()},
+            {name: risk.to_risk() for name, risk in self.risks.items()},
             self.is_reasoning,
             self.is_end,
         )
@@ -130,7 +135,7 @@ class ScoresRecord(_Record):
 
     def to_scores(self) -> AnswerScores:
         """The scores that the store keeps."""
-        risks = {name: Risk(risk.value, risk.raw, risk.calibration) for name, risk in self.risks.items()}
+        risks = {name: risk.to_risk() for name, risk in self.risks.items()}
         decision = self.decision and as_decision(self.decision.model_dump())
         return AnswerScores(risks, dict(self.outside_scope), dict(self.failures), decision)
 
@@ -220,48 +225,3 @@ class Header(BaseModel):
 
     format: str
     version: int
-
-
-def chat_record(chat: ChatInfo, messages: Sequence[StoredMessage], active_child: str | None) -> ChatRecord:
-    """The record of a chat, unchecked: what is stored can always be written out.
-
-    An answer still being written is written as cancelled.
-    """
-    return ChatRecord.model_construct(
-        title=chat.title,
-        created_at=chat.created_at,
-        active_child=active_child,
-        messages=tuple(_message_record(message) for message in messages),
-    )
-
-
-def _message_record(message: StoredMessage) -> MessageRecord:
-    given = {name: getattr(message, name) for name in MessageRecord.model_fields}
-    given["status"] = "cancelled" if message.status == "streaming" else message.status
-    given["labels"] = tuple(LabelRecord.model_construct(**asdict(label)) for label in message.labels)
-    given["tokens"] = tuple(_token_record(token) for token in message.tokens)
-    given["scores"] = _scores_record(message.scores)
-    return MessageRecord.model_construct(**given)
-
-
-def _token_record(token: ScoredToken) -> TokenRecord:
-    given = {name: getattr(token, name) for name in TokenRecord.model_fields}
-    given["text"] = storable(token.text)
-    given["alternatives"] = tuple(
-        AlternativeRecord.model_construct(token_id=a.token_id, text=storable(a.text), logprob=a.logprob)
-        for a in token.alternatives
-    )
-    given["risks"] = _risk_records(token.risks)
-    return TokenRecord.model_construct(**given)
-
-
-def _scores_record(scores: AnswerScores) -> ScoresRecord:
-    texts = [{storable(k): storable(v) for k, v in one.items()} for one in (scores.outside_scope, scores.failures)]
-    return ScoresRecord.model_construct(risks=_risk_records(scores.risks), outside_scope=texts[0], failures=texts[1])
-
-
-def _risk_records(risks: dict[str, Risk]) -> dict[str, RiskRecord]:
-    return {
-        storable(name): RiskRecord.model_construct(value=r.value, raw=r.raw, calibration=r.calibration)
-        for name, r in risks.items()
-    }

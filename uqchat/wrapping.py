@@ -20,6 +20,7 @@ from uqchat.errors import InputError
 from uqchat.estimators.dropout_files import DropoutSettings, masked_inputs
 from uqchat.estimators.vote_noise import noise_voters
 from uqchat.estimators.vote_settings import VoteSettings
+from uqchat.wrapping_sculpt import wrap_sculpt
 
 Changes = Mapping[str, LowRank | Dense | InputScale]
 
@@ -178,7 +179,15 @@ def _dropout(model: nn.Module, options: dict[str, Any]) -> nn.Module:
     return WrappedEnsemble(model, masked_inputs(model, DropoutSettings(**options)))
 
 
-KINDS: dict[str, Callable[[nn.Module, dict[str, Any]], nn.Module]] = {"vote": _vote, "dropout": _dropout}
+def _sculpt(model: nn.Module, options: dict[str, Any]) -> nn.Module:
+    return wrap_sculpt(model, **options)
+
+
+KINDS: dict[str, Callable[[nn.Module, dict[str, Any]], nn.Module]] = {
+    "vote": _vote,
+    "dropout": _dropout,
+    "sculpt": _sculpt,
+}
 """What a model can be wrapped in; each takes the model and the options."""
 
 
@@ -187,10 +196,12 @@ def wrap(model: nn.Module, kind: str, **options: Any) -> nn.Module:
 
     Args:
         model: a causal language model of transformers, or what `uqchat.load` returns.
-        kind: "vote", with the fields of `VoteSettings` as options, or "dropout", with those of `DropoutSettings`.
+        kind: "vote", with the fields of `VoteSettings` as options; "dropout", with those of `DropoutSettings`; or
+            "sculpt", with `folder`, that of a head trained by `python -m trainers sculpt`, and `allow_mismatch`.
 
     Raises:
         InputError: an unknown kind or option, a value that is not allowed, or an expression that matches no layer.
+        ArtifactError: the folder cannot be used, or its head was trained for another model.
     """
     if kind not in KINDS:
         raise InputError(f"There is no wrapper {str(kind)[:40]!r}. Known: {', '.join(KINDS)}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,11 +15,12 @@ from tests.engine.test_decode import drain, generated, greedy, ids_of, make_engi
 from tests.random_adapters import dense, low_rank, masks, merged
 from uqchat.config import GenerationConfig
 from uqchat.engine import decode, lineup
+from uqchat.engine.adapters import Adapter, LowRank
 from uqchat.engine.backend import FinishEvent, Request, StepEvent
 from uqchat.engine.decode import Engine
-from uqchat.engine.voters import count_votes, mean_logits, mutual_information
-from uqchat.errors import InputError
-from uqchat.types import Ensemble, Signals, TokenStep, Votes
+from uqchat.engine.voters import broken_voter, count_votes, mean_logits, mutual_information
+from uqchat.errors import InputError, ModelError
+from uqchat.types import Ensemble, Signals, StepSignals, TokenStep, Votes
 
 NAMES = ("small", "middle", "whole", "masked")
 ALL, PAIR = Ensemble(NAMES), Ensemble(NAMES[:2])
@@ -255,6 +257,62 @@ def test_what_fails_while_voters_read_ends_their_answer_only(engine: Engine) -> 
     while engine.has_work:
         ids += [event.step.token_id for event in engine.step() if isinstance(event, StepEvent)]
     assert ids == generated(engine, ids_of(engine, "hello"), 15)[-len(ids) :]
+
+
+def broken(engine: Engine, value: float, name: str = "broken") -> Ensemble:
+    """Three voters, the second of which multiplies by this."""
+    factor = low_rank(engine.model, name, 2, ("v_proj",))
+    layers = {layer: LowRank(delta.a * value, delta.b) for layer, delta in factor.deltas.items()}
+    engine.adapters.add(Adapter(name, layers))
+    return Ensemble(("small", name, "middle"))
+
+
+@pytest.mark.parametrize("prediction", ["base", "mean"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("forced", ["", "sang to the moon"])
+def test_a_voter_whose_logits_are_no_numbers_ends_its_answer_only(
+    engine: Engine, value: float, prediction: str, forced: str
+) -> None:
+    """It says which voter; those beside it and those that take its rows' places later are none the worse."""
+    ensemble = replace(broken(engine, value), prediction=prediction)
+    request = voted(ids_of(engine, TEXT * 3), 6, (ensemble,), forced_ids=ids_of(engine, forced))
+    steps: dict[int, list[TokenStep]] = {}
+    ends: dict[int, FinishEvent] = {}
+    beside = greedy(ids_of(engine, "hello"), 40), voted(ids_of(engine, "what"), 30)
+    keys = [engine.add(one) for one in (beside[0], request, beside[1])]
+    later = {}
+    while engine.has_work:
+        for event in engine.step():
+            steps.setdefault(event.key, [])
+            take(event, steps, ends)
+        if keys[1] in ends and not later:
+            asked = [greedy(ids_of(engine, text), 30) for text in ("short", TEXT * 4, "a")]
+            later = {engine.add(one): one for one in asked}
+    end = ends.pop(keys[1])
+    assert end.reason == "error" and isinstance(end.error, ModelError) and steps[keys[1]] == []
+    assert "Voter 2 of 3 (broken) gave logits that are NaN or infinite" in str(end.error)
+    assert {one.reason for one in ends.values()} == {"length"}
+    for key, one in {keys[0]: beside[0], keys[2]: beside[1], **later}.items():
+        assert [step.token_id for step in steps[key]] == generated(engine, one.prompt_ids, len(steps[key]))
+    check(engine, steps[keys[2]], beside[1].prompt_ids)
+
+
+def test_an_answer_that_ends_on_its_first_vote_ends_with_the_error_too(engine: Engine) -> None:
+    request = voted(ids_of(engine, TEXT), 1, (broken(engine, math.nan),))
+    with pytest.raises(ModelError, match="broken"):
+        list(engine.stream([request]))
+    assert not engine.has_work and not engine._rows
+    prompt = ids_of(engine, TEXT)
+    check(engine, drain(engine, voted(prompt))[0][0], prompt)
+
+
+def test_a_voter_may_rule_tokens_out() -> None:
+    """-inf is no error as long as something is left."""
+    votes = count_votes(one_hot([0, 1]), torch.tensor([0]))
+    assert broken_voter(StepSignals(votes={PAIR: votes[0]})) is None
+    nothing = torch.full((2, 1, 7), -math.inf).index_fill(0, torch.tensor(0), 0.0)
+    found = broken_voter(StepSignals(votes={PAIR: count_votes(nothing, torch.tensor([0]))[0]}))
+    assert "Voter 2 of 2 (middle)" in str(found)
 
 
 def test_stopping_an_answer_stops_its_voters(engine: Engine) -> None:

@@ -30,7 +30,7 @@ from uqchat.engine.rows import Row, Score
 from uqchat.engine.sampling import sample
 from uqchat.engine.scores import NUM_ALTERNATIVES, StepScores, Vocabulary, end_ids_of, score_logits
 from uqchat.engine.text import AnswerText, Detokenizer, find_reasoning_tags
-from uqchat.engine.voters import Ballot, ballot_of
+from uqchat.engine.voters import Ballot, ballot_of, end_broken
 from uqchat.errors import InputError
 from uqchat.types import FinishReason, Signals, StepSignals
 
@@ -167,6 +167,7 @@ class Engine:
             readers = self.lineup.batch.readers(PREFILL_CHUNK if self.forward.is_chunkable else 0)
             with self.pace.reading(readers, bool(running)) as allowed:
                 events += self._attempt(self._read, allowed, list(self.lineup.batch.reading))
+            events = end_broken(events, self.forward, lambda key, error: self._fail(self._rows[key], error))
         for event in events:
             if isinstance(event, FinishEvent):
                 del self._rows[event.key]

@@ -81,13 +81,14 @@ class Sculpt(Estimator):
 
     @classmethod
     def from_folder(cls, folder: Path, model: Any, name: str, *, allow_mismatch: bool = False) -> Self:
-        """See `Estimator.from_folder`."""
+        """See `Estimator.from_folder`; `model` may be a transformers model too."""
         folder = Path(folder)
         raw = read_config_json(folder, FORMAT, tuple(field.name for field in fields(SculptConfig)))
         info = read_origin(raw["info"])
         if not allow_mismatch:
             check_origin(info, model, "head")
-        base = model.model.config.get_text_config()
+        model = model if isinstance(model, torch.nn.Module) else model.model
+        base = model.config.get_text_config()
         try:
             config = SculptConfig(**{f.name: raw[f.name] for f in fields(SculptConfig)} | {"layers": (*raw["layers"],)})
             head = LogitVariance(base.hidden_size, len(config.layers), config.width, config.rank)
@@ -101,7 +102,7 @@ class Sculpt(Estimator):
                 f"The head reads its logits off layer {config.layers[-1]}; this model's last is"
                 f" {base.num_hidden_layers}."
             )
-        return cls(config, head.requires_grad_(False).to(model.model.device), model.model, info, name)
+        return cls(config, head.requires_grad_(False).to(model.device), model, info, name)
 
     def save(self, folder: Path) -> None:
         """config.json, model.safetensors in half precision, and a card."""
@@ -129,20 +130,22 @@ class Sculpt(Estimator):
         if stored is not None:
             return stored
         states = torch.stack([step.signals.hidden[layer] for layer in self.config.layers])[None]
-        measure = self._sigma if self.config.measure == "sigma" else self._expected_entropy
-        raw = measure(states, step.token_id)
+        raw = self.raw_scores(states, torch.tensor([step.token_id], device=states.device)).item()
         return {step.index: Risk(value=-math.expm1(-raw), raw=raw)}
 
-    def _sigma(self, states: torch.Tensor, token_id: int) -> float:
-        own = self._output.weight[token_id][None, None]
-        return math.exp(0.5 * self.head(states, own).item())
+    def raw_scores(self, states: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+        """Scores of tokens by the measure of the configuration, (N,), float32, in its unit.
 
-    def _expected_entropy(self, states: torch.Tensor, token_id: int) -> float:
-        logits = self._output(states[:, -1].to(self._output.weight.dtype))
-        best = shortlist(logits, self.config.shortlist)
-        log_variance = self.head(states, self._output.weight[best.ids])
+        Args:
+            states: (N, layers, D), of the positions that predicted them. token_ids: (N,), which only sigma looks at.
+        """
+        weight = self._output.weight
+        if self.config.measure == "sigma":
+            return (0.5 * self.head(states, weight[token_ids][:, None])).exp()[:, 0]
+        best = shortlist(self._output(states[:, -1].to(weight.dtype)), self.config.shortlist)
+        log_variance = self.head(states, weight[best.ids])
         noise = self._noise[..., : best.ids.shape[1]].to(log_variance.device)
-        return expected_entropy(draw(best.logits, log_variance, noise)).item()
+        return expected_entropy(draw(best.logits, log_variance, noise))
 
 
 def output_layer(model: Any) -> torch.nn.Module:
