@@ -66,3 +66,21 @@ with quick_imports():
         assert sys.modules["scipy.optimize"] is scipy.optimize
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_gradio_writes_no_stubs_and_has_its_components() -> None:
+    code = """
+import sys
+from uqchat.quick_imports import quick_imports
+
+before = list(sys.meta_path)
+with quick_imports(), quick_imports():
+    import gradio
+assert sys.meta_path == before
+from gradio import component_meta
+assert component_meta.create_or_modify_pyi.__module__ == "uqchat.quick_imports"
+with gradio.Blocks() as page:
+    gradio.Textbox().submit(lambda text: text)
+assert len(page.fns) == 1
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,7 +1,8 @@
 """What waits while modules come in and a model is built, so that a start takes less time.
 
 Python's search for garbage cycles: what is made then stays for good, and each search goes through all of it again, a
-fifth of the time. And scipy.optimize, of which transformers wants one function for losses that nobody here uses.
+fifth of the time. scipy.optimize, of which transformers wants one function for losses that nobody here uses. And the
+stub files for editors that gradio writes beside each of its components at every import, half of that import's time.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 from typing import Any
 
@@ -28,6 +31,8 @@ def quick_imports() -> Iterator[None]:
     with _lock:
         _open.append(_open[0] if _open else gc.isenabled())
         gc.disable()
+        if len(_open) == 1:
+            sys.meta_path.insert(0, _no_stubs)
         sys.modules.setdefault(_Optimize.NAME, _Optimize())
     try:
         yield
@@ -36,6 +41,7 @@ def quick_imports() -> Iterator[None]:
             was_on = _open.pop()
             if not _open:
                 _Optimize.leave()
+                sys.meta_path.remove(_no_stubs)
                 if was_on:
                     gc.enable()
 
@@ -71,3 +77,23 @@ def _assign_later(*args: Any, **options: Any) -> Any:
 def _real() -> ModuleType:
     _Optimize.leave()
     return import_module(_Optimize.NAME)
+
+
+class _NoStubs(MetaPathFinder):
+    """Finds gradio's maker of components as ever, but for its writing of stub files."""
+
+    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        """See `MetaPathFinder`."""
+        spec = PathFinder.find_spec(name, path, target) if name == "gradio.component_meta" else None
+        if spec is not None and isinstance(spec.loader, SourceFileLoader):
+            spec.loader = _WithoutStubs(name, spec.loader.path)
+        return spec
+
+
+class _WithoutStubs(SourceFileLoader):
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        module.create_or_modify_pyi = lambda *_: None
+
+
+_no_stubs = _NoStubs()
