@@ -6,13 +6,15 @@ import os
 import sys
 
 from uqchat.errors import UqchatError
+from uqchat.quick_imports import quick_imports
 
 
 def main() -> None:
     """Read the settings and open the chat; a setting that cannot be used is named instead of a traceback."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
-    from uqchat.config import read_config
-    from uqchat.ui.serve import serve
+    with quick_imports():
+        from uqchat.config import read_config
+        from uqchat.ui.serve import serve
 
     try:
         serve(read_config())

@@ -5,7 +5,8 @@ every answer with what it is alone.
 
 What is bounded by design is let grow first: WARM requests fill the store of saved beginnings (16 MiB here), bring the
 batch to its widest and the allocator to the arena that this takes. Only then do the 500 begin whose thirds are
-compared. No answer is held beyond its end, so that what grows is the engine's.
+compared. No answer is held beyond its end, nor an error, whose traceback holds the frames it came through and their
+tensors, so that what grows is the engine's.
 """
 
 from __future__ import annotations
@@ -223,7 +224,7 @@ def main(repeats: int) -> None:
     rng, process, memory = random.Random(0), psutil.Process(), []
 
     def note(outcome: Outcome) -> None:
-        outcome.answer = None
+        outcome.answer = outcome.error = None
         memory.append(process.memory_info().rss)
 
     outcomes = soak(model, make_plans(model, WARM + COUNT, rng), rng, CHANCE, on_done=note)

@@ -1,5 +1,6 @@
 """Start to ready from a warm cache, in fresh processes: the shell's answer, a script's model, the page and its model.
 
+Warm is compiled bytecode too, our own included, which a setting of the surroundings may not keep from being written.
 Imports, the load, the check of our own forward and a first token are all inside. Seconds, not ratios: they mean
 something only on a machine that does nothing else.
 """
@@ -26,10 +27,15 @@ SCRIPT = "import uqchat; next(uqchat.load().stream('Hello'))"
 SHELL = ("-m", "uqchat", "answer", "Hello", "--max-new-tokens", "1")
 
 
+def surroundings(**more: str) -> dict[str, str]:
+    """The environment of a fresh process."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | more
+
+
 def run(*arguments: str) -> float:
     """Seconds that a fresh Python takes from its start to its end."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, env=surroundings(), check=True, capture_output=True)
     return time.perf_counter() - start
 
 
@@ -38,7 +44,7 @@ def app() -> Iterator[str]:
     """`python app.py` on a free port with data of its own; the page's address."""
     port = open_port("127.0.0.1", 0)
     with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"UQCHAT_PORT": str(port), "UQCHAT_DATA_DIR": folder}
+        environment = surroundings(UQCHAT_PORT=str(port), UQCHAT_DATA_DIR=folder)
         process = subprocess.Popen(
             [sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

@@ -55,6 +55,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "gguf_*",
             "loading",
             "placement",
+            "own_memory",
             "weights",
             "int8",
             "four_bit",
@@ -66,7 +67,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     ),
     (("config",), ("types",)),
     (("ports",),),
-    (("errors",), ("paths",)),
+    (("errors",), ("paths",), ("quick_imports",)),
 )
 HARD_LIMIT = 400  # lines
 

@@ -26,7 +26,7 @@ from uqchat.calibration import (
     read_calibrations,
     write_calibrations,
 )
-from uqchat.calibration_maps import PRIOR, Isotonic, cross_validated_loss
+from uqchat.calibration_maps import PRIOR, Isotonic, cross_validated_loss, sigmoid
 from uqchat.errors import InputError, UqchatError
 from uqchat.metrics import auroc, brier_skill, ece
 from uqchat.scope import Scope, ScopeDetector
@@ -46,6 +46,11 @@ def population(count: int, seed: int, curve: Callable[[np.ndarray], np.ndarray])
 
 def fit(raw: Any, labels: Any, kind: str = "isotonic", **more: Any) -> Calibration:
     return fit_calibration(raw, labels, kind, level="answer", scope=SCOPE, **more)  # type: ignore[arg-type]
+
+
+def test_sigmoid_is_scipys_in_both_tails() -> None:
+    x = np.r_[-np.inf, -700, np.linspace(-40, 40, 1001), 700, np.inf]
+    np.testing.assert_allclose(sigmoid(x), expit(x), rtol=1e-13, atol=0)
 
 
 @settings(deadline=None)

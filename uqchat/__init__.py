@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from uqchat.config import GenerationConfig
 from uqchat.errors import UqchatError
+from uqchat.quick_imports import quick_imports
 from uqchat.types import Answer, Message, Risk, ScoredToken, Summary
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Names that need torch come in when first used, so that `import uqchat` stays quick."""
     if name in ("load", "LanguageModel"):
-        from uqchat import language_model
+        with quick_imports():
+            from uqchat import language_model
 
         return getattr(language_model, name)
     if name == "wrap":

@@ -14,8 +14,6 @@ from typing import ClassVar, Final, Literal
 
 import numpy as np
 from pydantic import ConfigDict
-from scipy.optimize import isotonic_regression, minimize, minimize_scalar
-from scipy.special import expit
 
 from uqchat.errors import InputError
 from uqchat.metrics_weighted import Array
@@ -24,6 +22,11 @@ Kind = Literal["isotonic", "platt", "temperature"]
 PRIOR: Final = 1.0  # answers' worth of belief in the overall share of errors, mixed into each step of the isotonic map
 STRICT: Final = ConfigDict(extra="forbid", allow_inf_nan=False)
 _FOLDS: Final = 5
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)), of any shape, exact in both tails."""
+    return np.exp(-np.logaddexp(0, -x))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ class Logistic:
 
     def apply(self, raw: Array) -> Array:
         """P(error) of raw scores of any shape, kept off exactly 0 and 1."""
-        return np.clip(expit(self.slope * np.asarray(raw) + self.intercept), 1e-6, 1 - 1e-6)
+        return np.clip(sigmoid(self.slope * np.asarray(raw) + self.intercept), 1e-6, 1 - 1e-6)
 
 
 Map = Isotonic | Logistic
@@ -95,6 +98,8 @@ def fit_isotonic(raw: Array, labels: Array, weights: Array) -> Isotonic:
 
 def _pool(values: Array, weights: Array, centres: Array, *masses: Array) -> list[Array]:
     """Pool adjacent violators: the steps' weighted mean centres and sums of each mass."""
+    from scipy.optimize import isotonic_regression  # scipy comes in for fitting alone
+
     starts = isotonic_regression(values, weights=weights).blocks[:-1]
     pooled = np.add.reduceat(centres * weights, starts) / np.add.reduceat(weights, starts)
     return [pooled, *(np.add.reduceat(mass, starts) for mass in masses)]
@@ -108,6 +113,8 @@ def fit_platt(raw: Array, labels: Array, weights: Array) -> Logistic:
 
     Source: Platt 1999, section 2.2; Lin, Lin & Weng 2007. Deviation: the slope is held at 0 or above.
     """
+    from scipy.optimize import minimize
+
     errors, rights = (weights * labels).sum(), (weights * (1 - labels)).sum()
     targets = np.where(labels > 0, (errors + 1) / (errors + 2), 1 / (rights + 2))
     centre, scale = raw.mean(), raw.std() or 1.0
@@ -115,7 +122,7 @@ def fit_platt(raw: Array, labels: Array, weights: Array) -> Logistic:
 
     def loss(parameters: Array) -> tuple[float, Array]:
         logits = parameters[0] * scores + parameters[1]
-        residual = weights * (expit(logits) - targets)
+        residual = weights * (sigmoid(logits) - targets)
         value = (weights * (np.logaddexp(0, logits) - targets * logits)).sum()
         return value / len(raw), np.array([residual @ scores, residual.sum()]) / len(raw)
 
@@ -133,6 +140,7 @@ def fit_temperature(raw: Array, labels: Array, weights: Array) -> Logistic:
 
     Source: Guo et al. 2017 (arXiv 1706.04599), section 4.2.
     """
+    from scipy.optimize import minimize_scalar
 
     def loss(log_temperature: float) -> float:
         logits = raw / math.exp(log_temperature)

@@ -19,6 +19,7 @@ from uqchat import __version__, cli_heads
 from uqchat.cli_evaluate import add_arguments
 from uqchat.cli_terminal import real_stdout
 from uqchat.errors import InputError, UqchatError
+from uqchat.quick_imports import quick_imports
 
 COMMANDS = {
     "app": ("open the chat in a browser (the default)", "uqchat.cli_app"),
@@ -55,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(sys.stdout, use_json, error, 2)
     with real_stdout() as out:
         try:
-            getattr(import_module(COMMANDS[args.command][1]), f"run_{args.command}")(args, out)
+            with quick_imports():
+                command = import_module(COMMANDS[args.command][1])
+            getattr(command, f"run_{args.command}")(args, out)
             out.flush()
             return 0
         except UqchatError as error:

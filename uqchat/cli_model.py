@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from uqchat.config import GENERATION_FIELDS, GenerationConfig, read_config
 from uqchat.errors import InputError
+from uqchat.quick_imports import quick_imports
 from uqchat.types import Message, as_messages
 
 if TYPE_CHECKING:
@@ -82,26 +83,27 @@ def read_text(path: str) -> str:
 def load_language_model(args: argparse.Namespace) -> LanguageModel:
     """The model of the arguments, its progress on standard error."""
     config = read_config()
-    from transformers.utils import logging
-
-    from uqchat.language_model import from_loaded
-    from uqchat.models import load_model
-
-    logging.disable_progress_bar()  # ours is shown instead
     show = Progress()
-    loaded = load_model(
-        args.model or config.model,
-        device=args.device or config.device,
-        dtype=args.dtype or config.dtype,
-        quantization=args.quantization or config.quantization,
-        trust_remote_code=config.trust_remote_code,
-        cache_dir=config.cache_dir,
-        on_progress=show,
-    )
-    show.end()
-    for note in loaded.notes:
-        print(note, file=sys.stderr)
-    return from_loaded(loaded)
+    with quick_imports():
+        from transformers.utils import logging
+
+        from uqchat.language_model import from_loaded
+        from uqchat.models import load_model
+
+        logging.disable_progress_bar()  # ours is shown instead
+        loaded = load_model(
+            args.model or config.model,
+            device=args.device or config.device,
+            dtype=args.dtype or config.dtype,
+            quantization=args.quantization or config.quantization,
+            trust_remote_code=config.trust_remote_code,
+            cache_dir=config.cache_dir,
+            on_progress=show,
+        )
+        show.end()
+        for note in loaded.notes:
+            print(note, file=sys.stderr)
+        return from_loaded(loaded)
 
 
 class Progress:

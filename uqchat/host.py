@@ -18,6 +18,7 @@ from uqchat.errors import BusyError, ModelCancelledError, ModelError, UqchatErro
 from uqchat.host_estimators import Offer, offers_of
 from uqchat.loading import LoadProgress
 from uqchat.marks import MarkedAnswer, refit
+from uqchat.quick_imports import quick_imports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,10 +61,11 @@ class HostStatus:
 
 def load_language_model(name: str, **options: Any) -> LanguageModel:
     """The real thing: `load_model` with the same arguments, made into a `LanguageModel`."""
-    from uqchat.language_model import from_loaded
-    from uqchat.models import load_model
+    with quick_imports():
+        from uqchat.language_model import from_loaded
+        from uqchat.models import load_model
 
-    return from_loaded(load_model(name, **options))
+        return from_loaded(load_model(name, **options))
 
 
 class ModelHost:

@@ -23,6 +23,7 @@ from uqchat.engine.worker import Worker
 from uqchat.errors import InputError
 from uqchat.estimators import ESTIMATORS, Estimator
 from uqchat.models import LoadedModel, load_model
+from uqchat.quick_imports import quick_imports
 from uqchat.scoring import refusal, signals_for
 from uqchat.types import Answer, Message, ScoredToken, as_messages
 
@@ -44,7 +45,8 @@ def load(
     Raises:
         UqchatError: the model cannot be found, fetched, read or run; the text names the way out.
     """
-    return from_loaded(load_model(name, device, dtype, quantization))
+    with quick_imports():
+        return from_loaded(load_model(name, device, dtype, quantization))
 
 
 def from_loaded(loaded: LoadedModel, max_waiting: int = 1024) -> LanguageModel:

@@ -28,6 +28,7 @@ from uqchat.errors import ModelError, UqchatError
 from uqchat.gguf_model import load_gguf
 from uqchat.int8 import quantize_linear_layers
 from uqchat.loading import LoadProgress, Reporter, gigabytes, without_bars
+from uqchat.own_memory import own_memory
 from uqchat.placement import bytes_per_parameter, check_quantization, choose_device, choose_dtype
 from uqchat.sources import Source, find_source
 from uqchat.weights import free_memory
@@ -151,10 +152,9 @@ def _load_weights(
         model.to(device)
     # Loaded as they are in the file, weights are views of it, which may be paged out or replaced.
     is_view = device == "cpu" and any(FILE_DTYPES.get(kind) == dtype for kind in source.weights.dtypes)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-        if is_view:
-            parameter.data = parameter.data.clone()
+    model.requires_grad_(False)
+    if is_view:
+        own_memory(model)
     if quantization == "int8":
         quantize_linear_layers(model)
     return model.eval()

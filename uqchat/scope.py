@@ -11,9 +11,8 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 from pydantic import ConfigDict
-from scipy.optimize import minimize
-from scipy.special import expit
 
+from uqchat.calibration_maps import sigmoid
 from uqchat.config import GenerationConfig
 from uqchat.errors import InputError
 from uqchat.metrics_weighted import Array
@@ -51,7 +50,7 @@ class ScopeDetector:
         row = _states(state, "The prompt's state").ravel()
         if len(row) != len(self.weights):
             raise InputError(f"The scope was fitted to states of {len(self.weights)} numbers; got {len(row)}.")
-        return float(expit(row @ np.asarray(self.weights) + self.bias))
+        return float(sigmoid(row @ np.asarray(self.weights) + self.bias))
 
     @staticmethod
     def fit(states_in: Any, states_out: Any, layer: int) -> ScopeDetector:
@@ -111,13 +110,15 @@ def _folds(count: int) -> Iterator[tuple[Any, Any]]:
 
 
 def _logistic(rows: Array, labels: Array, penalty: float) -> tuple[Array, float]:
+    from scipy.optimize import minimize  # scipy comes in for fitting alone
+
     signs, masses = 2 * labels - 1, _masses(labels)
 
     def loss(parameters: Array) -> tuple[float, Array]:
         weights, bias = parameters[:-1], parameters[-1]
         margins = signs * (rows @ weights + bias)
         value = (masses * np.logaddexp(0, -margins)).sum() + penalty / 2 * weights @ weights
-        slope = -masses * signs * expit(-margins)
+        slope = -masses * signs * sigmoid(-margins)
         return value, np.r_[rows.T @ slope + penalty * weights, slope.sum()]
 
     found = minimize(loss, np.zeros(rows.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": 200}).x

@@ -13,7 +13,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta, binom, ks_2samp
 
 from uqchat.calibration_maps import fit_isotonic
 from uqchat.errors import InputError
@@ -80,6 +79,8 @@ def guaranteed_threshold(risk: Numbers, is_error: Numbers, max_error: float, del
 
 def guarantee(risk: Numbers, is_error: Numbers, max_error: float, delta: float) -> Guarantee | None:
     """`guaranteed_threshold` with the figures that go with it; same arguments and errors."""
+    from scipy.stats import beta, binom  # takes longer to come in than all of `uqchat.ui`
+
     thresholds, answered, errors = _curve(risk, is_error, max_error, delta)
     total = int(answered[-1])
     tails = binom.cdf(errors, answered, max_error)
@@ -148,6 +149,8 @@ def more_rows_needed(risk: Numbers, is_error: Numbers, max_error: float, delta: 
     Raises:
         InputError: as `guaranteed_threshold`.
     """
+    from scipy.stats import binom
+
     if guarantee(risk, is_error, max_error, delta) is not None:
         return 0
     scores = np.sort(as_array(risk, "risk"))
@@ -189,6 +192,8 @@ def drift(calibration_risk: Numbers, new_risk: Numbers) -> Drift:
 
     Source: the two-sample Kolmogorov-Smirnov test (`scipy.stats.ks_2samp`).
     """
+    from scipy.stats import ks_2samp
+
     found = ks_2samp(as_array(calibration_risk, "calibration_risk"), as_array(new_risk, "new_risk"))
     score, p_value = float(found.statistic), float(found.pvalue)
     return Drift(score, p_value, p_value < 0.01 and score > 0.1)
