@@ -11,7 +11,7 @@ BARS = {1: 1.3, 5: 1.5, 10: 1.8}
 
 
 def main(repeats: int) -> None:
-    """1, 5 and 10 LoRA rows on q and v, bf16."""
+    """1, 5 and 10 LoRA rows on q and v."""
     model = load_endless()
     prompt = prompt_of(model, PROMPT)
     names = [f"lora-{i}" for i in range(max(BARS))]

@@ -20,6 +20,7 @@ from uqchat.engine.adapters import Adapter, LowRank, linear_size
 from uqchat.engine.backend import Request
 from uqchat.engine.decode import Engine
 from uqchat.language_model import LanguageModel
+from uqchat.placement import choose_dtype
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -90,6 +91,8 @@ def save(name: str, rows: list[Row], settings: dict[str, object]) -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "processor": platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "is_bfloat16_native": is_bfloat16_native(),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     data = {"rows": [asdict(row) for row in rows], "settings": settings, "machine": machine}
@@ -103,12 +106,15 @@ def table() -> str:
     """All stored results as a Markdown table."""
     lines = ["| claim | ratio (lowest to highest) | bar | met | medians |", "| --- | --- | --- | --- | --- |"]
     for path in sorted(RESULTS.glob("*.json")):
-        for row in json.loads(path.read_text())["rows"]:
+        data = json.loads(path.read_text())
+        for row in data["rows"]:
             digits = 4 if row["bar"].startswith("within") else 2  # a difference, not a ratio
             spread = " ".join(f"{row[key]:.{digits}f}" for key in ("ratio", "low", "high")).replace(" ", " (", 1)
             spread = " to ".join(spread.rsplit(" ", 1)) + ")"
             met = "yes" if row["is_met"] else "no"
-            lines.append(f"| {row['claim']} | {spread} | {row['bar']} | {met} | {row['detail']} |")
+            machine = data["machine"]
+            other = "" if machine.get("is_bfloat16_native", True) else f" [{machine['instructions']} only, float32]"
+            lines.append(f"| {row['claim']}{other} | {spread} | {row['bar']} | {met} | {row['detail']} |")
     return "\n".join(lines)
 
 
@@ -121,17 +127,23 @@ def update_readme() -> None:
         readme.write_text(f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END, 1)[1]}")
 
 
-_loaded: dict[tuple[str, str], LanguageModel] = {}
+def is_bfloat16_native() -> bool:
+    """Whether this CPU multiplies bfloat16 itself. Elsewhere the product, and so the benchmarks, run in float32."""
+    return choose_dtype(None, "cpu") == torch.bfloat16
 
 
-def load_endless(name: str = "embedded", dtype: str = "bfloat16") -> LanguageModel:
+_loaded: dict[str, LanguageModel] = {}
+
+
+def load_endless(name: str = "embedded") -> LanguageModel:
     """A model whose answers never end by themselves, so that every arm gives the same number of tokens.
 
-    One for all benchmarks of a process, unless one of them has closed it; nothing of an earlier one is left in it.
+    In the format that this CPU is fast in. One for all benchmarks of a process, unless one has closed it; nothing
+    of an earlier one is left in it.
     """
-    model = _loaded.get((name, dtype))
+    model = _loaded.get(name)
     if model is None or model._is_closed:
-        model = _loaded[name, dtype] = uqchat.load(name, dtype=dtype)
+        model = _loaded[name] = uqchat.load(name)
         model.engine.vocabulary.end_ids = frozenset()
     model.engine.lineup.prefixes.clear()
     for adapter in model.engine.adapters.names:

@@ -17,7 +17,7 @@ PROMPTS = [f"Tell me about {topic}: where it began, who took part, and what came
 
 
 def main(repeats: int) -> None:
-    """bf16; `generate` of transformers, and our own engine, answer one chat after another."""
+    """`generate` of transformers, and our own engine, answer one chat after another."""
     model = load_endless()
     config = GenerationConfig(max_new_tokens=NEW)
     inputs = [

@@ -11,7 +11,7 @@ PROMPT, NEW, SAMPLES, BAR = 76, 64, 10, 2.2
 
 
 def main(repeats: int) -> None:
-    """The prompt's reading included, bf16."""
+    """The prompt's reading included."""
     model = load_endless()
     answer = request_of(prompt_of(model, PROMPT), NEW)
     settings = [replace(answer.generation, temperature=1.0, seed=seed) for seed in range(SAMPLES)]

@@ -27,7 +27,7 @@ def kept_bytes(signals: StepSignals) -> int:
 
 
 def main(repeats: int) -> None:
-    """Both costs, bf16."""
+    """Both costs."""
     model = load_endless()
     engine = model.engine
     short, long = prompt_of(model, PROMPT), prompt_of(model, LONG)

@@ -218,7 +218,7 @@ def harmed(outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 def main(repeats: int) -> None:
     """500 requests behind a warm-up; resident memory in the last third against the first."""
-    model = uqchat.load("embedded", dtype="bfloat16")
+    model = uqchat.load("embedded")
     model.engine.lineup.prefixes.max_bytes = MAX_PREFIX_BYTES
     add_adapters(model)
     rng, process, memory = random.Random(0), psutil.Process(), []

@@ -37,14 +37,14 @@ def arms_for(model: LanguageModel, count: int) -> dict[str, object]:
 
 
 def main(repeats: int) -> None:
-    """Measure bf16 at several lengths."""
+    """Several lengths."""
     model = load_endless()  # both arms give exactly the same number of tokens
     rows = []
     for count in LENGTHS:
         rates = interleave(arms_for(model, count), repeats)
-        claim = f"`stream` with risk against `generate`, bf16, {count} new tokens"
+        claim = f"`stream` with risk against `generate`, {count} new tokens"
         rows.append(compare(claim, rates, "stream", "generate", BAR, "tokens/s"))
-    save("stream_vs_generate", rows, {"prompt": PROMPT, "repeats": repeats, "model": "embedded", "dtype": "bfloat16"})
+    save("stream_vs_generate", rows, {"prompt": PROMPT, "repeats": repeats, "model": "embedded"})
 
 
 if __name__ == "__main__":

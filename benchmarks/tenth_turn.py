@@ -37,7 +37,7 @@ def first_token(model: LanguageModel, messages: list[dict[str, str]]) -> float:
 
 
 def main(repeats: int) -> None:
-    """bf16; what lies behind has been answered by the same engine just before."""
+    """What lies behind has been answered by the same engine just before."""
     model = load_endless()
     history = history_of(model)
     new = [{"role": "user", "content": QUESTION}]

@@ -23,7 +23,7 @@ QUESTION = "Tell me about the lighthouse, and what its keeper wrote down every n
 
 
 def main(repeats: int) -> None:
-    """Instant voters on q and v, bf16; the prompt is read before the clock starts, but for lagging."""
+    """Instant voters on q and v; the prompt is read before the clock starts, but for lagging."""
     model = load_endless()
     prompt = prompt_of(model, PROMPT)
     names = {f"{n} voters": f"vote_instant:n_voters={n}" for n in BARS}
