@@ -180,8 +180,8 @@ def train(config: TrainConfig, run: Run) -> Mapping[str, Any] | None:
     if layers is None:
         return None
     parts = _parts(config, layers, data)
-    material = make_material(data, (parts[0].config, parts[1].config if parts[1] else None), config)
-    checked = make_material(validation, (parts[0].config, parts[1].config if parts[1] else None), config)
+    configs = (parts[0].config, parts[1].config if parts[1] else None)
+    material = make_material(data, configs, config)
     torch.manual_seed(config.loop.seed)
     answer = make_part(parts[0].config, data.shape.hidden_size, config.dropout)
     tokens = make_part(parts[1].config, data.shape.hidden_size, config.dropout) if parts[1] else None
@@ -189,7 +189,7 @@ def train(config: TrainConfig, run: Run) -> Mapping[str, Any] | None:
         if part is not None and table is not None:
             part.module.mean, part.module.scale = spread(table.inputs)
     module = ProbeModule(answer, tokens)
-    evaluate = evaluate_probe(checked) if len(validation) else None
+    evaluate = evaluate_probe(make_material(validation, configs, config)) if len(validation) else None
     result = train_loop(run, module, len(data), probe_loss(material), config.loop, evaluate, "watched")
     if result.is_stopped:
         return None

@@ -60,6 +60,14 @@ def test_it_finds_the_layer_and_the_errors(run: Path) -> None:
     assert result["metrics"]["validation auroc"] > 0.8 and result["metrics"]["validation token_auroc"] > 0.8
 
 
+def test_all_answers_may_train_with_none_left_to_validate(tmp_path: Path, cache: Path) -> None:
+    run = tmp_path / "run"
+    options = [*SMALL, "--validation", "0", "--layers", "[2]", "--keep", "last", "--epochs", "1"]
+    assert main(["probe", "--run-dir", str(run), "--caches", json.dumps([str(cache)]), *options]) == 0
+    assert json.loads((run / "result.json").read_text())["metrics"] == {}
+    assert (run / "artifact" / "model.safetensors").is_file()
+
+
 def test_live_answers_are_scored_as_the_cached_ones(run: Path, cache: Path, model: LanguageModel) -> None:
     probe = Probe.from_folder(run / "artifact", model, "probe")
     data = read_training_set(DataConfig(caches=(str(cache),)), print)
