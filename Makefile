@@ -43,7 +43,7 @@ pictures: $(VENV)/.dev-ready  ## draw the README's pictures from the running app
 # Answers cached by `python -m trainers data generate` and `data label` (assets/estimators/README.md), and the sets' files.
 CACHES ?= data
 SETS ?= $(UQCHAT_SHARED)/data/open_qa
-SCORES ?= entropy,max_prob,margin,rauq,uq_head,probe
+SCORES ?= entropy,max_prob,margin,rauq,uq_head,probe,combination
 STUDY ?= runs/study
 EVALUATE = $(PY) -m uqchat evaluate --estimator $(SCORES)
 

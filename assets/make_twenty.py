@@ -27,7 +27,7 @@ SOURCE = ROOT / "assets" / "records" / "easy_facts.parquet"
 PAGE = ROOT / "docs" / "twenty-answers.html"
 PICTURE = ROOT / "assets" / "pictures" / "twenty-answers.png"
 TITLE = "Ten right and ten wrong answers"
-ESTIMATOR = "uq_head"
+ESTIMATOR = "combination"
 COUNT, SEED = 10, 0
 
 
