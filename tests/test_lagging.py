@@ -56,7 +56,7 @@ def test_in_the_end_lagging_says_what_lockstep_says(model: LanguageModel) -> Non
     came, behind = seen(model, LAGGING)
     _, beside = seen(model, LOCKSTEP)
     assert [token.token_id for token in behind.tokens] == [token.token_id for token in beside.tokens]
-    assert len(behind.tokens) == 70 and max(values(beside, LOCKSTEP)) > 0.01
+    assert len(behind.tokens) == 70 and max(values(beside, LOCKSTEP)) > 0.005
     assert values(behind, LAGGING) == pytest.approx(values(beside, LOCKSTEP), abs=1e-4)
     assert behind.risks[LAGGING].value == pytest.approx(beside.risks[LOCKSTEP].value, abs=1e-4)
     for index in range(70):  # first without a risk by the voters, then with it
