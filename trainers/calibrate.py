@@ -36,6 +36,8 @@ class Column:
     """One estimator's raw scores with their labels: of answers, and of the tokens that have a label."""
 
     answers: list[float] = field(default_factory=list)
+    """Of answers to one question each: where several facts are asked for, one wrong fact makes the answer wrong while
+    its score is a mean over all of them, and the map of single answers would lie above the truth."""
     is_error: list[bool] = field(default_factory=list)
     tokens: list[float] = field(default_factory=list)
     token_is_error: list[bool] = field(default_factory=list)
@@ -60,8 +62,9 @@ def collect(
             if scored.answer.is_error is None:
                 continue
             for name, column in columns.items():
-                column.answers.append(scored.risks[name].raw)
-                column.is_error.append(scored.answer.is_error)
+                if not scored.answer.facts:
+                    column.answers.append(scored.risks[name].raw)
+                    column.is_error.append(scored.answer.is_error)
                 for label, token in zip(scored.answer.token_labels or (), scored.tokens, strict=False):
                     if label != IGNORED and name in token.risks:
                         column.tokens.append(token.risks[name].raw)
@@ -74,12 +77,15 @@ def collect(
 
 
 def fit_both(column: Column, kind: str, scope: Scope, has_token_scores: bool) -> Calibrations:
-    """The answer map, and the token map where tokens have scores of their own and labels of both kinds.
+    """The answer map where there are answers to single questions, and the token map where tokens have scores of their
+    own and labels of both kinds.
 
     Raises:
         InputError: see `fit_calibration`.
     """
-    answer = fit_calibration(column.answers, column.is_error, kind, level="answer", scope=scope)
+    answer: Calibration | None = None
+    if column.answers:
+        answer = fit_calibration(column.answers, column.is_error, kind, level="answer", scope=scope)
     token: Calibration | None = None
     if has_token_scores and len(set(column.token_is_error)) == 2:
         groups = column.token_answer

@@ -17,10 +17,9 @@ caches() { # caches SPLIT...: folders as a JSON list
   done
   (IFS=,; echo "[${found[*]}]")
 }
-limit() { # limit SET STYLE: questions of a training file, before its calibration part is taken
+limit() { # limit SET STYLE: questions of a training file, before its calibration part is taken; page answers are long
   case $1-$2 in
-    webquestions-short) echo "--limit 1800" ;; triviaqa-short) echo "--limit 2500" ;;
-    webquestions-page) echo "--limit 700" ;; triviaqa-page) echo "--limit 1000" ;;
+    webquestions-page) echo "--limit 1500" ;; triviaqa-page) echo "--limit 2000" ;;
   esac
 }
 chosen() { $PYTHON -c "import json; print(json.load(open('runs/sweep-$1/result.json'))['folder'])"; }
@@ -32,8 +31,8 @@ data_lines() { # arguments of every generation, what trains first
       echo "--set $set --split $split --style $style $(limit $set $style) --out data/$set-$split-$style"
     done; done
   done
-  echo "--set easy_facts --split train --several 350 --out data/easy_facts_several-train"
-  echo "--set easy_facts --split calibration --several 80 --out data/easy_facts_several-calibration"
+  echo "--set easy_facts --split train --several 700 --out data/easy_facts_several-train"
+  echo "--set easy_facts --split calibration --several 160 --out data/easy_facts_several-calibration"
   for style in short page; do for set in $SETS $FAR; do
     echo "--set $set --split eval --style $style --limit 500 --out data/$set-eval-$style"
   done; done

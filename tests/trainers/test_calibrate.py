@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +14,11 @@ import pytest
 from tests.trainers.tiny_cache import make_model, make_tiny_cache, prompt_of
 from trainers import calibrate, scope_fit
 from trainers.__main__ import main
-from trainers.answers import IGNORED
+from trainers.answers import IGNORED, Fact
 from trainers.cache import FeatureCache
 from trainers.calibrate import collect, fit_both, write_risks
 from trainers.metrics_report import read_graded
-from trainers.replay import Opened, replay
+from trainers.replay import Opened, Scored, replay
 from trainers.scope_fit import fit_detector, layer_for, outside_prompts, prompt_states, scope_of
 from uqchat.calibration import read_calibrations
 from uqchat.config import GenerationConfig
@@ -78,6 +81,24 @@ def test_labels_and_scores_stay_together(cache: FeatureCache, opened: Opened) ->
     assert column.answers[3] == pytest.approx(mean, abs=1e-5)
     with pytest.raises(InputError, match="No labelled answer of eval"):
         collect([cache], [opened.uncalibrated("entropy")], ["eval"])
+
+
+def test_answers_to_several_facts_count_for_tokens_only(cache: FeatureCache, opened: Opened) -> None:
+    def read(*given: Any) -> Iterator[Scored]:
+        for number, scored in enumerate(replay(*given)):
+            facts = (Fact("Peru", ("Lima",), "a"),) if number < 20 else ()
+            yield replace(scored, answer=replace(scored.answer, facts=facts))
+
+    entropy = opened.uncalibrated("entropy")
+    plain = collect([cache], [entropy], ["train"])[1]["entropy"]
+    answers, columns = collect([cache], [entropy], ["train"], read)
+    column = columns["entropy"]
+    assert len(answers) == 60
+    assert (column.answers, column.is_error) == (plain.answers[20:], plain.is_error[20:])
+    assert (column.tokens, column.token_answer) == (plain.tokens, plain.token_answer)
+    column.answers, column.is_error = [], []
+    both = fit_both(column, "platt", scope_of("several", answers, None), True)
+    assert both.answer is None and both.token is not None
 
 
 def test_a_state_is_the_one_that_the_model_predicts_the_answer_from(model: LanguageModel, cache: FeatureCache) -> None:
