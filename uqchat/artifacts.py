@@ -6,7 +6,7 @@ A trained estimator's name stands for the folder whose weights' fingerprint is t
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -119,6 +119,12 @@ class Shelf:
     def open(self, name: str, *, allow_mismatch: bool = False) -> Estimator:
         """A fresh one, see `open_estimator`."""
         base, options = self._parts(name)
+        stamp = self._stamp(name)  # before the files are read: if they change meanwhile, it is taken for an older one
+        made = self._opened(name, base, options, allow_mismatch)
+        made.source = (type(made), tuple(sorted(options.items())), stamp)
+        return made
+
+    def _opened(self, name: str, base: str, options: Mapping[str, str], allow_mismatch: bool) -> Estimator:
         if base in UNTRAINED:
             made = UNTRAINED[base]()
             made = made.configured(name, options) if options else made
@@ -226,7 +232,7 @@ class Shelf:
         if base in UNTRAINED:
             files = self._calibration_files(base)
         else:
-            files = [path for path in sorted(self.locate(base).iterdir()) if path.is_file()]
+            files = [path for path in sorted(self.locate(base).resolve().iterdir()) if path.is_file()]
         return tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files)
 
     def _unknown(self, name: str) -> ArtifactError:

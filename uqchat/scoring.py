@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import Any
 
 from uqchat.errors import InputError
 from uqchat.estimators.base import AnswerContext, Estimator, FollowUp
+from uqchat.estimators.running import run_all
 from uqchat.scoring_scope import AnswerCalibration, scope_signals
 from uqchat.types import Risk, ScoredToken, Signals, Summary, TokenStep
 
@@ -50,12 +50,12 @@ class Scorer:
         self.estimators = estimators
         self.context = context
         self.tokens: list[ScoredToken] = []
-        self._states: list[Any] = [estimator.new_state() for estimator in estimators]
+        self._running = run_all(estimators)
         generation = None if context is None else context.generation
         self._calibrated = [AnswerCalibration(one.calibrations, generation) for one in estimators]
         if context is not None:
-            for estimator, state in self._pairs():
-                estimator.begin(context, state)
+            for one in self._running:
+                one.begin(context)
 
     @property
     def outside_scope(self) -> dict[str, str]:
@@ -66,11 +66,11 @@ class Scorer:
     def push(self, step: TokenStep | ScoredToken) -> list[ScoredToken]:
         """The new token, scored; before it, any earlier tokens whose risks this step has revised."""
         found = []
-        for number, (estimator, state) in enumerate(self._pairs()):
-            self._calibrated[number].see(step)
-            risks = estimator.score_token(step, state)
-            is_kept = isinstance(step, ScoredToken) and risks.get(step.index) == step.risks.get(estimator.name)
-            found.append((estimator.name, risks if is_kept else self._calibrated[number].of_tokens(risks)))
+        for one, calibrated in zip(self._running, self._calibrated, strict=True):
+            calibrated.see(step)
+            risks, name = one.push(step), one.estimator.name
+            is_kept = isinstance(step, ScoredToken) and risks.get(step.index) == step.risks.get(name)
+            found.append((name, risks if is_kept else calibrated.of_tokens(risks)))
         self.tokens.append(as_scored(step, {name: risks[step.index] for name, risks in found if step.index in risks}))
         earlier = [(name, {i: risk for i, risk in risks.items() if i != step.index}) for name, risks in found]
         return self._revise(earlier) + self.tokens[-1:]
@@ -78,36 +78,31 @@ class Scorer:
     def late(self, step: TokenStep) -> list[ScoredToken]:
         """A step once more, with what voters say of it that read behind the answer; tokens whose risks change."""
         found = []
-        for number, (estimator, state) in enumerate(self._pairs()):
-            if estimator.lag != "never":
-                risks = self._calibrated[number].of_tokens(estimator.score_token(step, state))
-                found.append((estimator.name, risks))
+        for one, calibrated in zip(self._running, self._calibrated, strict=True):
+            if one.estimator.lag != "never":
+                found.append((one.estimator.name, calibrated.of_tokens(one.push(step))))
         return self._revise(found)
 
     def finish(self) -> list[ScoredToken]:
         """The answer is whole, or was stopped: tokens whose risks change once more."""
         changed = {}
-        for number, (estimator, state) in enumerate(self._pairs()):
-            calibrated = self._calibrated[number]
-            revised = calibrated.of_tokens(estimator.finish(state))
-            risks = calibrated.settle(self.tokens, estimator.name) | revised
-            changed |= {token.index: token for token in self._revise([(estimator.name, risks)])}
+        for one, calibrated in zip(self._running, self._calibrated, strict=True):
+            revised, name = calibrated.of_tokens(one.finish()), one.estimator.name
+            risks = calibrated.settle(self.tokens, name) | revised
+            changed |= {token.index: token for token in self._revise([(name, risks)])}
         return [self.tokens[index] for index in sorted(changed)]
 
     def follow_ups(self) -> list[list[FollowUp]]:
         """What each estimator wants read now that the answer is whole."""
         if self.context is None:
             return [[] for _ in self.estimators]
-        return [one.follow_ups(self.context, self.tokens, state) for one, state in self._pairs()]
+        return [one.estimator.follow_ups(self.context, self.tokens, one.state) for one in self._running]
 
     def take_replies(self, number: int, replies: list[TokenStep]) -> list[ScoredToken]:
         """Hand an estimator, by its place in the list, the steps that it asked for; gives tokens whose risks change."""
         estimator = self.estimators[number]
-        risks = estimator.take_replies(replies, self._states[number])
+        risks = estimator.take_replies(replies, self._running[number].state)
         return self._revise([(estimator.name, self._calibrated[number].of_tokens(risks))])
-
-    def _pairs(self) -> Iterator[tuple[Estimator, Any]]:
-        return zip(self.estimators, self._states, strict=True)
 
     def _revise(self, found: Iterable[tuple[str, dict[int, Risk]]]) -> list[ScoredToken]:
         changed = set()
@@ -121,12 +116,11 @@ class Scorer:
     def answer_scores(self) -> tuple[dict[str, Risk], dict[str, Summary]]:
         """Per estimator: the answer's risk, and mean, max and sum of its raw scores."""
         risks, summaries = {}, {}
-        for number, (estimator, state) in enumerate(self._pairs()):
-            own = estimator.score_answer(self.tokens, state)
-            found = own or mean_over_tokens(self.tokens, estimator.name)
+        for one, calibrated in zip(self._running, self._calibrated, strict=True):
+            name, own = one.estimator.name, one.estimator.score_answer(self.tokens, one.state)
+            found = own or mean_over_tokens(self.tokens, name)
             if found is not None:
-                risks[estimator.name] = self._calibrated[number].of_answer(found[0])
-                summaries[estimator.name] = found[1]
+                risks[name], summaries[name] = calibrated.of_answer(found[0]), found[1]
         return risks, summaries
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from uqchat.types import Level, Message, Risk, ScoredToken, Signals, Summary, To
 if TYPE_CHECKING:
     from uqchat.calibration import Calibrations
     from uqchat.engine.adapters import Adapter
+    from uqchat.estimators.running import Running
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,8 @@ class Estimator(Protocol):
 
     A new estimator is one file with a subclass and one line in `uqchat.estimators`. One instance scores several
     answers at once, from several threads; what it must remember between the steps of one is that answer's state. The
-    order of calls for an answer: `new_state`, `begin`, `score_token` for each step, and when it is whole `finish`,
-    `follow_ups`, `take_replies` if there were any, `score_answer`.
+    order of calls for an answer: `new_state`, `share`, `begin`, `score_token` for each step, and when it is whole
+    `finish`, `follow_ups`, `take_replies` if there were any, `score_answer`.
     """
 
     name: str
@@ -86,6 +87,8 @@ class Estimator(Protocol):
     untrained: ClassVar[str | None] = None
     """Of a trained kind: the name of what stands in where nothing was trained for the model."""
 
+    source: Hashable = None
+    """What it was opened from: of two that say the same, either's scores are the other's. None: not known."""
     notes: tuple[str, ...] = ()
     """What a reader should know of it, a sentence each."""
     card: str | None = None
@@ -119,6 +122,9 @@ class Estimator(Protocol):
     def new_state(self) -> Any:
         """Whatever one answer needs between its steps; None if each token stands alone."""
         return None
+
+    def share(self, running: Mapping[Hashable, Running], state: Any) -> None:
+        """What runs beside it on this answer, by source: one that is made of others need not run those once more."""
 
     def begin(self, context: AnswerContext, state: Any) -> None:
         """What is asked, before the first step; not told for stored tokens."""

@@ -1,13 +1,14 @@
 """A small logistic combination of other estimators' raw scores. Knows how to score with them, not how it was fitted.
 
 A member is an untrained estimator's name, or a folder named relative to the combination's own (`../probe`). Members run
-with states of their own; a token's risk changes when one of its members' does.
+with states of their own, but for those that were chosen beside it, which run once; a token's risk changes when one of
+its members' does.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import reduce
 from operator import or_
@@ -20,6 +21,7 @@ import torch
 from uqchat.artifact_files import card_text, read_config_json, read_tensors, require, write_artifact
 from uqchat.engine.adapters import Adapter
 from uqchat.estimators.base import AnswerContext, Estimator, FollowUp, stored_risk
+from uqchat.estimators.running import Running
 from uqchat.estimators.word_pool import WordPool
 from uqchat.origin import ArtifactError, Origin, check_origin, read_origin
 from uqchat.types import Risk, ScoredToken, Signals, Summary, TokenStep
@@ -60,7 +62,7 @@ class Formula:
 class CombinationState:
     """One answer so far."""
 
-    parts: list[Any]
+    parts: list[Running]
     tokens: list[ScoredToken] = field(default_factory=list)
     raws: list[dict[int, float]] = field(default_factory=list)  # of each estimator, by token
     counts: list[int] = field(default_factory=list)  # follow-ups that each estimator asked for
@@ -140,13 +142,19 @@ class Combination(Estimator):
 
     def new_state(self) -> CombinationState:
         """A state of each member."""
-        parts = [one.new_state() for one in self._estimators]
+        parts = [Running(one) for one in self._estimators]
         return CombinationState(parts, raws=[{} for _ in parts])
+
+    def share(self, running: Mapping[Hashable, Running], state: CombinationState) -> None:
+        """Members that were chosen too run once. Not those with follow-ups: each is told the replies to its own."""
+        state.parts = [
+            part if part.estimator.reads_on else running.get(part.estimator.source, part) for part in state.parts
+        ]
 
     def begin(self, context: AnswerContext, state: CombinationState) -> None:
         """See `Estimator.begin`."""
-        for estimator, part in zip(self._estimators, state.parts, strict=True):
-            estimator.begin(context, part)
+        for part in state.parts:
+            part.begin(context)
 
     def score_token(self, step: TokenStep | ScoredToken, state: CombinationState) -> dict[int, Risk]:
         """Tokens for which some member's score is new or changed, as soon as all members have one."""
@@ -156,28 +164,27 @@ class Combination(Estimator):
         state.tokens.append(ScoredToken(**{name: getattr(step, name) for name in STEP_FIELDS}))
         if self.is_by_word:
             state.pool.add(step.index, step.text)
-        return self._take(
-            state, [one.score_token(step, part) for one, part in zip(self._estimators, state.parts, strict=True)]
-        )
+        return self._take(state, [part.push(step) for part in state.parts])
 
     def finish(self, state: CombinationState) -> dict[int, Risk]:
         """Last changes of the tokens; without a formula for tokens, the answer's risk on all of them."""
-        changed = self._take(state, [one.finish(p) for one, p in zip(self._estimators, state.parts, strict=True)])
+        changed = self._take(state, [part.finish() for part in state.parts])
         return changed if self.token else self._everywhere(state)
 
     def follow_ups(
         self, context: AnswerContext, tokens: Sequence[ScoredToken], state: CombinationState
     ) -> list[FollowUp]:
         """Those of all members, one after the other."""
-        asked = [one.follow_ups(context, tokens, part) for one, part in zip(self._estimators, state.parts, strict=True)]
+        asked = [part.estimator.follow_ups(context, tokens, part.state) for part in state.parts]
         state.counts = [len(own) for own in asked]
         return [each for own in asked for each in own]
 
     def take_replies(self, replies: list[TokenStep], state: CombinationState) -> dict[int, Risk]:
         """To each member what it asked for."""
         found, start = [], 0
-        for one, part, count in zip(self._estimators, state.parts, state.counts, strict=True):
-            found.append(one.take_replies(replies[start : start + count], part) if count else {})
+        for part, count in zip(state.parts, state.counts, strict=True):
+            own = replies[start : start + count]
+            found.append(part.estimator.take_replies(own, part.state) if own else {})
             start += count
         changed = self._take(state, found)
         return changed if self.token else self._everywhere(state)
@@ -211,22 +218,21 @@ class Combination(Estimator):
 
     def _answer_raw(self, state: CombinationState) -> float | None:
         found = {}
-        for key, one, part, own in zip(self._keys, self._estimators, state.parts, state.raws, strict=True):
-            found[key] = self._statistics(one, part, own, state.tokens)
+        for key, part, own in zip(self._keys, state.parts, state.raws, strict=True):
+            found[key] = self._statistics(part, own, state.tokens)
         raws = [found[member.estimator].get(member.statistic) for member in self.members]
         return None if any(raw is None for raw in raws) else self.answer(raws)
 
     @staticmethod
-    def _statistics(
-        one: Estimator, part: Any, raws: Mapping[int, float], tokens: Sequence[ScoredToken]
-    ) -> dict[str, float]:
+    def _statistics(part: Running, raws: Mapping[int, float], tokens: Sequence[ScoredToken]) -> dict[str, float]:
         """ "raw" and "max" of one member, as far as it has scored; tokens count as they do for every estimator."""
+        one = part.estimator
         own = [
             replace(token, risks={one.name: Risk(0.0, raws[token.index])}) for token in tokens if token.index in raws
         ]
         counted = [raws[t.index] for t in own if not (t.is_end or t.is_reasoning)] or list(raws.values())
         found = {"raw": fmean(counted), "max": max(counted)} if counted else {}
-        scored = one.score_answer(own, part)
+        scored = one.score_answer(own, part.state)
         return {**found, "raw": scored[0].raw} if scored else found
 
 
