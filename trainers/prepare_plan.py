@@ -117,7 +117,7 @@ class _Planner:
         if is_quick:
             return found
         found += self._trainers()
-        trained = ("probe", "uq_head", "combination") if self.facts.has_attention else ("probe", "combination")
+        trained = ("probe", "uq_head", "combination") if self.facts.has_attention else ("probe",)
         named = trained if self.request.is_found_by_name else [str(self.request.estimators / name) for name in trained]
         found.append(self._calibrate("all", (*self.facts.untrained, *named), is_report=True))
         if self.request.with_query:
@@ -199,15 +199,12 @@ class _Planner:
 
     def _trainers(self) -> list[Step]:
         layers = default_layers(self.facts.num_layers)
-        steps = [self._train("probe", "probe", ())]
-        if self.facts.has_attention:
-            steps.append(
-                self._train("uq-head", "uq_head", ("--hidden-layers", json.dumps([layers[len(layers) // 2 - 1]])))
-            )
-        members = ["entropy:max", "max_prob", "../probe", *(["../uq_head"] if self.facts.has_attention else [])]
-        options = ("--members", json.dumps(members), "--splits", "calibration", *self._model_settings())
-        steps.append(self._train("combination", "combination", options, part="calibration"))
-        return steps
+        probe = self._train("probe", "probe", ())
+        if not self.facts.has_attention:
+            return [probe]  # nothing trained to combine it with
+        head = self._train("uq-head", "uq_head", ("--hidden-layers", json.dumps([layers[len(layers) // 2 - 1]])))
+        options = ("--splits", "calibration", *self._model_settings())  # of its default members: what ships
+        return [probe, head, self._train("combination", "combination", options, part="calibration")]
 
     def _model_settings(self) -> tuple[str, ...]:
         """`--model` and `--dtype` as settings of a run; a run's other options have their defaults."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 import trainers.__main__ as shell
 from tests.tiny import tiny_model
+from trainers import combination
 from trainers.__main__ import TRAINERS
 from trainers.common import read_settings
 from trainers.prepare import OWN, PrepareError, Source, is_done, run
@@ -22,6 +25,7 @@ from uqchat.errors import InputError
 from uqchat.grading import normalise
 from uqchat.language_model import from_loaded
 from uqchat.models import load_model
+from uqchat.paths import ASSETS
 
 FACTS = ModelFacts(30, 576, 9, 5e8, True, 200.0, 1500.0, ("entropy", "max_prob", "margin", "rauq"))
 
@@ -97,7 +101,21 @@ def test_every_command_of_the_plan_is_one_that_its_trainer_takes(
             read_settings(module.TrainConfig, args)
     names = [step.name for step in steps]
     assert ("train query" in names) == (preset != "quick")
-    assert ("train uq_head" in names) == (preset != "quick" and has_attention)
+    trained = preset != "quick" and has_attention
+    assert [name in names for name in ("train uq_head", "train combination")] == [trained, trained]
+
+
+def test_the_combination_is_of_what_is_trained_as_in_the_one_that_ships(tmp_path: Path) -> None:
+    steps = {step.name: step for step in make_plan(Request((), "standard", (OWN,), tmp_path, tmp_path / "out"), FACTS)}
+    parser = argparse.ArgumentParser()
+    combination.add_arguments(parser)
+    step = steps["train combination"]
+    settings = read_settings(combination.TrainConfig, parser.parse_args(step.command[1:]))
+    shipped = json.loads((ASSETS / "estimators/smollm2-135m-instruct/combination/config.json").read_text())
+    assert [asdict(combination.member_of(text)) for text in settings.members] == shipped["members"]
+    folders = {os.path.normpath(Path(settings.output) / member) for member in settings.members}
+    commands = [steps[name].command for name in ("train probe", "train uq_head")]
+    assert folders == {command[command.index("--output") + 1] for command in commands}
 
 
 def test_the_plan_counts_the_questions(tmp_path: Path) -> None:
