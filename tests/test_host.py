@@ -118,7 +118,7 @@ def test_a_text_is_scored_through_the_host_and_counts_as_a_running_answer(
     threads = [threading.Thread(target=score) for _ in range(2)]
     for thread in threads:
         thread.start()
-    wait_until(lambda: host._admitted_count == 2)
+    wait_until(lambda: host._slot.num_answers == 2)
     with pytest.raises(BusyError, match="1 request is waiting"):
         host.score("hello", "six")
     host.switch("second")
