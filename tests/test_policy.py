@@ -13,7 +13,8 @@ import pytest
 from tests.doubles import ScriptedLanguageModel, scored_token, scored_tokens, scripted_answer
 from uqchat.config import GenerationConfig
 from uqchat.errors import InputError
-from uqchat.policy import ACTIONS, Guarantee, Origin, Policy, PolicyStore, judge, parse_policy
+from uqchat.policy import ACTIONS, Guarantee, Origin, Policy, PolicyStore, parse_policy
+from uqchat.policy_judge import judge
 from uqchat.policy_run import MIN_TOKENS, PolicyRun
 from uqchat.types import Answer, Risk, ScoredToken
 

@@ -9,7 +9,8 @@ import pytest
 from uqchat.config import GenerationConfig
 from uqchat.language_model import LanguageModel
 from uqchat.paths import ASSETS, ROOT
-from uqchat.policy import Origin, Policy, judge
+from uqchat.policy import Origin, Policy
+from uqchat.policy_judge import judge
 from uqchat.records import read_records
 from uqchat.records_split import calibration_part
 from uqchat.selective_guarantee import guaranteed_threshold

@@ -13,7 +13,7 @@ from typing import TextIO
 from uqchat.cli_model import estimators_of, generation_of, load_language_model, messages_of, read_text
 from uqchat.cli_policy import decided, end_answer, obeying, policy_of, write_shown
 from uqchat.cli_terminal import TokenWriter, summary_line
-from uqchat.policy import judge
+from uqchat.policy_judge import judge
 from uqchat.types import Answer, ScoredToken
 
 

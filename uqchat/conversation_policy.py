@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from uqchat.config import AppConfig, GenerationConfig
 from uqchat.errors import ModelError
-from uqchat.policy import Policy, PolicyStore, judge
+from uqchat.policy import Policy, PolicyStore
+from uqchat.policy_judge import judge
 from uqchat.policy_run import PolicyRun
 from uqchat.selective_guarantee import drift
 from uqchat.types import Answer, Decision, Message, ScoredToken

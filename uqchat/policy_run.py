@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from uqchat.config import GenerationConfig
-from uqchat.policy import Policy, is_risky_part, judge, why_not
+from uqchat.policy import Policy
+from uqchat.policy_judge import is_risky_part, judge, why_not
 from uqchat.types import Answer, Decision, Message, ScoredToken
 
 MIN_TOKENS = 8

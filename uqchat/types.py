@@ -302,7 +302,7 @@ Outcome = Literal["answered", "marked", "declined", "stopped", "trimmed", "hande
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a policy made of an answer; see `uqchat.policy`. `risk` is the answer's by `estimator`, None if unknown."""
+    """What a policy made of an answer, see `policy_judge`. `risk` is the answer's by `estimator`, None if unknown."""
 
     outcome: Outcome
     policy: str
