@@ -1,9 +1,9 @@
 """The one training loop: batches in a fixed order, gradients, checkpoints, early stopping. Knows no estimator.
 
-The order of the data follows from seed and step alone, everything random lies in the checkpoint, so a run that was
-killed and resumed ends with the same weights as one that was not. Several processes (`accelerate launch`) split every
-batch; gradients are sums over the batch divided by the batch's whole weight, so that neither the number of processes
-nor gradient accumulation changes what is computed.
+The order of the data follows from seed and step alone, everything else lies in the checkpoint (`loop_state`), so a run
+that was killed and resumed ends with the same weights as one that was not. Several processes (`accelerate launch`)
+split every batch; gradients are sums over the batch divided by the batch's whole weight, so that neither the number of
+processes nor gradient accumulation changes what is computed.
 """
 
 from __future__ import annotations
@@ -11,46 +11,20 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from trainers import checkpoints
 from trainers.loop_config import LoopConfig
+from trainers.loop_state import LoopState, RunState
 from trainers.run_folder import Run, TrainingError
 
 Loss = Callable[[torch.nn.Module, Sequence[int]], tuple[torch.Tensor, float]]
 """Module and indices of examples to the sum of their losses and the sum of their weights; indices may be empty."""
 Evaluate = Callable[[torch.nn.Module], Mapping[str, float]]
-
-
-@dataclass
-class LoopState:
-    """Where a run is; plain values, stored with every checkpoint."""
-
-    step: int = 0
-    loss_sum: float = 0.0
-    """Since the last line of metrics, with `loss_weight`."""
-    loss_weight: float = 0.0
-    best_metric: float = -math.inf
-    best_step: int = 0
-    bad_looks: int = 0
-    is_over: bool = False
-    """Whether early stopping has ended the run."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    """Of the look at the validation split whose weights are kept."""
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON has no infinity."""
-        return {**vars(self), "best_metric": None if math.isinf(self.best_metric) else self.best_metric}
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> LoopState:
-        """What `to_json` gave."""
-        return cls(**{**raw, "best_metric": -math.inf if raw["best_metric"] is None else raw["best_metric"]})
 
 
 @dataclass(frozen=True)
@@ -115,30 +89,31 @@ class _Loop:
         watch: str,
         accelerator: Accelerator | None,
     ) -> None:
-        self.run, self.plain, self.loss, self.config = run, module, loss, config
+        self.run, self.loss, self.config = run, loss, config
         self.evaluate, self.watch, self.num_examples = evaluate, watch, num_examples
         self.accelerator = accelerator or make_accelerator(config)
         self.per_epoch = math.ceil(num_examples / config.batch_size)
         self.steps = self.per_epoch * config.epochs
         self.look_every = max(1, self.per_epoch // config.evaluations_per_epoch) if config.evaluations_per_epoch else 0
-        self.state, self.best = LoopState(), {}
-        torch.manual_seed(config.seed + self.accelerator.process_index)
-        optimizer = make_optimizer(module, config)
-        self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: config.rate_at(step, self.steps))
+        self.now = RunState(module, config, self.steps, self.accelerator)
+
+    @property
+    def state(self) -> LoopState:
+        """Where the run is."""
+        return self.now.loop
 
     def go(self) -> LoopResult:
         self._resume()
         if self.config.tracker:
             self.accelerator.init_trackers("uqchat", config={k: str(v) for k, v in self.run.config.items()})
-        self.module.train()
+        self.now.module.train()
         is_stopped = False
         while self.state.step < self.steps and not self.state.is_over:
             self._step()
             is_stopped = self._agree(self.run.must_stop)
             is_last = self.state.step == self.steps or self.state.is_over
             if is_stopped or is_last or self.state.step % self.config.checkpoint_every == 0:
-                self._save()
+                self.now.save(self.run.path)
             if is_stopped:
                 break
         return self._finish(is_stopped)
@@ -151,9 +126,9 @@ class _Loop:
         total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)  # losses, weights
         for number, indices in enumerate(parts):
             waits = number + 1 < len(parts)
-            with self.accelerator.no_sync(self.module) if waits else contextlib.nullcontext():
+            with self.accelerator.no_sync(self.now.module) if waits else contextlib.nullcontext():
                 with self.accelerator.autocast():
-                    value, weight = self.loss(self.module, indices)
+                    value, weight = self.loss(self.now.module, indices)
                 self.accelerator.backward(value)
             total += torch.tensor([value.item(), weight], dtype=torch.float64, device=total.device)
         total = self.accelerator.reduce(total, "sum")
@@ -161,9 +136,9 @@ class _Loop:
         if not math.isfinite(loss_sum):
             raise self._no_number(loss_sum)
         self._scale_gradients(weight)
-        self.optimizer.step()
-        self.scheduler.step()
-        self.optimizer.zero_grad()
+        self.now.optimizer.step()
+        self.now.scheduler.step()
+        self.now.optimizer.zero_grad()
         self.state.step += 1
         self.state.loss_sum += loss_sum
         self.state.loss_weight += weight
@@ -180,12 +155,12 @@ class _Loop:
 
     def _scale_gradients(self, weight: float) -> None:
         """From sums of losses to the mean over the batch; several processes have averaged their sums already."""
-        self.accelerator.unscale_gradients(self.optimizer)
+        self.accelerator.unscale_gradients(self.now.optimizer)
         factor = self.accelerator.num_processes / max(weight, 1e-12)
-        gradients = [p.grad for p in self.plain.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.now.plain.parameters() if p.grad is not None]
         torch._foreach_mul_(gradients, factor)
         if self.config.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(self.plain.parameters(), self.config.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(self.now.plain.parameters(), self.config.max_grad_norm)
 
     def _no_number(self, value: float) -> TrainingError:
         kept = checkpoints.complete(self.run.path)
@@ -200,7 +175,7 @@ class _Loop:
         if step % self.config.log_every == 0 or step == self.steps:
             values = {
                 "loss": state.loss_sum / max(state.loss_weight, 1e-12),
-                "learning_rate": self.scheduler.get_last_lr()[0],
+                "learning_rate": self.now.scheduler.get_last_lr()[0],
             }
             state.loss_sum = state.loss_weight = 0.0
             self._tell(epoch=step / self.per_epoch, **values)
@@ -217,10 +192,10 @@ class _Loop:
 
     def _look(self) -> None:
         assert self.evaluate is not None
-        self.module.eval()
+        self.now.module.eval()
         with torch.inference_mode():
-            found = {name: float(value) for name, value in self.evaluate(self.plain).items()}
-        self.module.train()
+            found = {name: float(value) for name, value in self.evaluate(self.now.plain).items()}
+        self.now.module.train()
         self._tell(**{f"validation_{name}": value for name, value in found.items()})
         state = self.state
         if self.config.keep == "last":
@@ -228,12 +203,12 @@ class _Loop:
             return
         if found[self.watch] > state.best_metric:
             state.best_metric, state.best_step, state.bad_looks, state.metrics = found[self.watch], state.step, 0, found
-            self.best = {name: tensor.detach().clone() for name, tensor in self.plain.state_dict().items()}
+            self.now.keep_best()
         else:
             state.bad_looks += 1
         state.is_over = bool(self.config.patience and state.bad_looks >= self.config.patience)
 
-    # ---- checkpoints
+    # ---- checkpoints, and several processes
 
     def _agree(self, flag: bool) -> bool:
         """Whether any process says so: all must leave the loop at the same step."""
@@ -242,66 +217,21 @@ class _Loop:
         value = torch.tensor(float(flag), device=self.accelerator.device)
         return bool(self.accelerator.reduce(value, "sum").item())
 
-    def _save(self) -> None:
-        path, step = self.run.path, self.state.step
-        if self.accelerator.is_main_process:
-            checkpoints.begin(path, step)
-        self.accelerator.wait_for_everyone()
-        checkpoints.write_random(path, step, self.accelerator.process_index)
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
-            optimizer = {
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": {"last_epoch": self.scheduler.last_epoch},
-                "scaler": scaler.state_dict() if scaler is not None else {},
-            }
-            state = checkpoints.Checkpoint(
-                step, self.state.to_json(), self.plain.state_dict(), self.best, optimizer, random={}
-            )
-            checkpoints.write(path, state)
-        self.accelerator.wait_for_everyone()
-
     def _resume(self) -> None:
         found = checkpoints.read_last(self.run.path, self.accelerator.process_index)
         self.run.forget_metrics_after(found.step if found else -1)
-        if found is None:
-            return
-        self.state, self.best = LoopState.from_json(found.loop), dict(found.best)
-        self.plain.load_state_dict(found.module)
-        self.optimizer.load_state_dict(found.optimizer["optimizer"])
-        self.scheduler.last_epoch = found.optimizer["scheduler"]["last_epoch"]
-        if self.accelerator.scaler is not None and found.optimizer["scaler"]:
-            self.accelerator.scaler.load_state_dict(found.optimizer["scaler"])
-        self._restore_rate()
-        torch.set_rng_state(found.random["cpu"])
-        if "cuda" in found.random and torch.cuda.is_available():
-            torch.cuda.set_rng_state(found.random["cuda"])
-        self.run.log(f"Resumed from step {found.step} of {self.steps}")
-
-    def _restore_rate(self) -> None:
-        factor = self.config.rate_at(self.scheduler.last_epoch, self.steps)
-        self.scheduler._last_lr = [base * factor for base in self.scheduler.base_lrs]
+        if found is not None:
+            self.now.restore(found)
+            self.run.log(f"Resumed from step {found.step} of {self.steps}")
 
     def _finish(self, is_stopped: bool) -> LoopResult:
-        if not is_stopped and self.best:
-            device = self.accelerator.device
-            self.plain.load_state_dict({name: tensor.to(device) for name, tensor in self.best.items()})
+        if not is_stopped:
+            self.now.take_best()
         if self.config.tracker:
             self.accelerator.end_training()
-        self.plain.eval()
-        best_step = self.state.best_step if self.best else self.state.step
+        self.now.plain.eval()
+        best_step = self.state.best_step if self.now.best else self.state.step
         return LoopResult(self.state.step, best_step, dict(self.state.metrics), is_stopped)
-
-
-def make_optimizer(module: torch.nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
-    """AdamW; vectors (biases, gains of norms) do not decay."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate)
 
 
 @lru_cache(maxsize=2)
