@@ -19,10 +19,14 @@ from tests.tiny import tiny_model
 from tests.trainers.tiny_cache import make_model, make_tiny_cache
 from trainers.answers import write_answers
 from trainers.cache import FeatureCache
+from trainers.lora import LoraConfig
 from trainers.query import QueryTask, TrainConfig, add_arguments, main
+from trainers.query_config import QueryLoop
 from trainers.query_inputs import choose, make_example
 from trainers.query_loss import divergence
 from trainers.query_lower import Inputs, by_length
+from trainers.training_set import DataConfig
+from uqchat.errors import InputError
 from uqchat.estimators.query import QueryEstimator
 from uqchat.estimators.query_format import make_query
 from uqchat.language_model import from_loaded
@@ -130,11 +134,11 @@ def test_a_run_without_a_checkpoint_cannot_be_finished(cache: FeatureCache, tmp_
 @pytest.mark.parametrize("layout", ["chat", "text"])
 def test_states_that_were_kept_give_the_loss_of_whole_forwards(cache: FeatureCache, layout: Any) -> None:
     """Float16 keeps three digits; the model is float32."""
-    lora = trainer.LoraConfig(rank=4, dropout=0.0, first_layer=1)
+    lora = LoraConfig(rank=4, dropout=0.0, first_layer=1)
     found = []
     for gigabytes in (1.0, 0.0):
         config = TrainConfig(
-            trainer.DataConfig((str(cache.folder),)), trainer.QueryLoop(), lora, layout=layout, max_states_gb=gigabytes
+            DataConfig((str(cache.folder),)), QueryLoop(), lora, layout=layout, max_states_gb=gigabytes
         )
         model = tiny_model()
         query = make_query(model.tokenizer, layout)
@@ -154,7 +158,7 @@ def test_the_divergence_is_that_of_the_answer_and_of_the_reference(cache: Featur
     query = make_query(model.tokenizer)
     rows = cache.answers[:5]
     examples = [make_example(row, model, query, True) for row in rows]
-    module = trainer.LoraModel(model.model, trainer.LoraConfig(rank=4, dropout=0.0))
+    module = trainer.LoraModel(model.model, LoraConfig(rank=4, dropout=0.0))
     for b in module.b:
         b.data.normal_(std=0.05, generator=torch.Generator().manual_seed(2))
     changed = merged(tiny_model().model, module.adapter("x"))
@@ -172,9 +176,7 @@ def test_the_divergence_is_that_of_the_answer_and_of_the_reference(cache: Featur
             every = torch.ones(1, len(example.gold_ids) - 1 - at, dtype=torch.bool)
             expected["gold"] += float(divergence(p[:, at:-1], q[:, at:-1], every))
     for name, value in {**expected, "both": expected["own"] + expected["gold"]}.items():
-        config = TrainConfig(
-            trainer.DataConfig(("x",)), trainer.QueryLoop(), module.config, divergence_on=name, divergence_weight=2.0
-        )
+        config = TrainConfig(DataConfig(("x",)), QueryLoop(), module.config, divergence_on=name, divergence_weight=2.0)
         found = QueryTask(config, examples, [], query.label_ids, module).loss(module, range(5))[0]
         right = value if name == "none" else expected["none"] + 2 * value
         assert found.item() == pytest.approx(right, rel=1e-4), name
@@ -215,7 +217,7 @@ def test_states_beyond_the_allowed_memory_are_not_kept() -> None:
 def test_settings_that_are_not_allowed_are_refused(
     cache: FeatureCache, tmp_path: Path, setting: str, value: object
 ) -> None:
-    with pytest.raises(trainer.InputError, match=f"{setting} = {value!r} is not allowed"):
+    with pytest.raises(InputError, match=f"{setting} = {value!r} is not allowed"):
         run(cache, tmp_path / "run", f"--{setting.replace('_', '-')}", str(value))
     assert not (tmp_path / "run").exists()
 
