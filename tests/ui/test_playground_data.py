@@ -26,12 +26,10 @@ from uqchat.ui.playground_data import (
     make_policy,
     opening,
     payload,
-    questions,
-    slices,
-    wilson,
 )
 from uqchat.ui.playground_export import curves_csv, curves_figure
 from uqchat.ui.playground_html import answer_html, preview_html, table_html
+from uqchat.ui.playground_tables import questions, slices, wilson
 
 
 def run(risk: Any, is_error: Any, name: str = "run", **columns: Any) -> Records:

@@ -1,4 +1,7 @@
-"""What a reader does in the playground. Thin: `playground_data` has the numbers, the browser follows the pointer."""
+"""What a reader does in the playground. Thin: `playground_data` and `playground_tables` have the numbers.
+
+The browser follows the pointer.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,11 @@ import gradio as gr
 from uqchat.errors import InputError
 from uqchat.policy import Policy
 from uqchat.ui.playground_board import PAGE, Board, Boards
-from uqchat.ui.playground_data import Curve, Wish, make_policy, open_records, payload, questions, records_files, slices
+from uqchat.ui.playground_data import Curve, Wish, make_policy, open_records, payload, records_files
 from uqchat.ui.playground_export import curves_csv, curves_html
 from uqchat.ui.playground_html import answer_html, notes_html, slices_html, table_html, wish_note
 from uqchat.ui.playground_layout import Playground
+from uqchat.ui.playground_tables import questions, slices
 from uqchat.ui.services import Services, shown_to_user
 
 Updates = dict[Any, Any]

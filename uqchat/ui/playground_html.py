@@ -8,7 +8,8 @@ from uqchat.evaluation import Progress
 from uqchat.records import Record
 from uqchat.render import RiskView, encode, percent, tokens_to_html
 from uqchat.render_text import duration
-from uqchat.ui.playground_data import Curve, Slice, Wish
+from uqchat.ui.playground_data import Curve, Wish
+from uqchat.ui.playground_tables import Slice
 
 _CHARS = 160
 
