@@ -417,7 +417,7 @@ def test_two_stores_may_open_a_new_database_at_once(tmp_path: Path) -> None:
 def test_a_full_database_says_so_and_what_is_saved_stays(tmp_path: Path) -> None:
     store = Store(f"sqlite:///{tmp_path / 'chats.db'}")
     chat_id, _, answer = ask(store)
-    with store._engine.connect() as connection:
+    with store._sessions.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA max_page_count = 1")
     with pytest.raises(StoreError, match="Free some space"):
         store.save_answer("ann", answer, "x" * 10**6, (), "done")
@@ -427,7 +427,7 @@ def test_a_full_database_says_so_and_what_is_saved_stays(tmp_path: Path) -> None
 def test_a_read_only_database_can_be_read_and_says_why_it_is_not_written(tmp_path: Path) -> None:
     store = Store(f"sqlite:///{tmp_path / 'chats.db'}")
     chat_id, _, _ = ask(store)
-    with store._engine.connect() as connection:
+    with store._sessions.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA query_only = ON")  # a file's mode would not stop root
     with pytest.raises(StoreError, match="may only be read"):
         ask(store, chat_id=chat_id)
@@ -437,7 +437,7 @@ def test_a_read_only_database_can_be_read_and_says_why_it_is_not_written(tmp_pat
 def test_a_locked_database_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "chats.db"
     store = Store(f"sqlite:///{path}")
-    with store._engine.connect() as connection:
+    with store._sessions.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA busy_timeout = 20")
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")

@@ -6,15 +6,12 @@ never given out.
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any, get_args
+from collections.abc import Sequence
+from typing import get_args
 
-from sqlalchemy import delete, func, or_, update
-from sqlalchemy.exc import DBAPIError
-from sqlmodel import Session, col, select
+from sqlalchemy import delete, func, update
+from sqlmodel import col, select
 
 from uqchat.errors import InputError, StoreError
 from uqchat.store_records import (
@@ -29,16 +26,8 @@ from uqchat.store_records import (
     storable,
     stored_messages,
 )
-from uqchat.store_tables import (
-    ChatRow,
-    LabelRow,
-    MessageRow,
-    TokenRow,
-    explain,
-    is_memory,
-    new_id,
-    open_database,
-)
+from uqchat.store_sessions import Sessions, chat_of, chats_of, erase, marked, message_of, rows_of
+from uqchat.store_tables import ChatRow, LabelRow, MessageRow, TokenRow, new_id
 from uqchat.store_tree import activate, active_path, ancestors, versions_of
 from uqchat.store_writer import is_writer_alive, new_writer
 from uqchat.token_codec import AnswerScores, TokenCache, encode_scores, encode_tokens
@@ -60,11 +49,7 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
-        self._url = url
-        self._engine = open_database(url)
-        self._write_engine = self._engine.execution_options(is_write=True)
-        # One connection in memory serves one thread at a time.
-        self._lock = threading.RLock() if is_memory(self._engine.url) else nullcontext()
+        self._sessions = Sessions(url)
         self._writer = new_writer()
         self._cache = TokenCache()
 
@@ -72,7 +57,7 @@ class Store:
 
     def create_chat(self, user: str, title: str = NEW_CHAT_TITLE) -> ChatInfo:
         """A new, empty chat."""
-        with self._writing(user) as session:
+        with self._sessions.writing(user) as session:
             chat = ChatRow(user=user, title=clean_title(title))
             session.add(chat)
             session.flush()
@@ -80,41 +65,32 @@ class Store:
 
     def get_chat(self, user: str, chat_id: str) -> ChatInfo:
         """One chat of the user."""
-        with self._reading(user) as session:
-            chat = _chat(session, user, chat_id)
+        with self._sessions.reading(user) as session:
+            chat = chat_of(session, user, chat_id)
             count = session.exec(select(func.count()).where(MessageRow.chat_id == chat_id)).one()
             return chat_info(chat, count)
 
     def list_chats(self, user: str, search: str = "") -> list[ChatInfo]:
         """The user's chats, the last used first; with `search`, those with it in the title or in any message."""
-        counts = select(func.count()).where(MessageRow.chat_id == ChatRow.id).scalar_subquery()
-        query = select(ChatRow, counts).where(ChatRow.user == user, col(ChatRow.deleted_at).is_(None))
-        if search.strip():
-            wanted = storable(search.strip())
-            has_text = select(MessageRow.number).where(
-                MessageRow.chat_id == ChatRow.id, col(MessageRow.text).icontains(wanted, autoescape=True)
-            )
-            query = query.where(or_(col(ChatRow.title).icontains(wanted, autoescape=True), has_text.exists()))
-        query = query.order_by(col(ChatRow.updated_at).desc(), col(ChatRow.number).desc())
-        with self._reading(user) as session:
-            return [chat_info(chat, count) for chat, count in session.exec(query)]
+        with self._sessions.reading(user) as session:
+            return [chat_info(chat, count) for chat, count in chats_of(session, user, search.strip())]
 
     def rename_chat(self, user: str, chat_id: str, title: str) -> ChatInfo:
         """Gives the chat a new title. Raises InputError when nothing is left of it without white space."""
         title = clean_title(title)
-        with self._writing(user) as session:
-            _chat(session, user, chat_id).title = title
+        with self._sessions.writing(user) as session:
+            chat_of(session, user, chat_id).title = title
         return self.get_chat(user, chat_id)
 
     def delete_chat(self, user: str, chat_id: str) -> None:
         """Hides the chat; `restore_chat` brings it back until `purge_deleted`."""
-        with self._writing(user) as session:
-            _chat(session, user, chat_id).deleted_at = time.time()
+        with self._sessions.writing(user) as session:
+            chat_of(session, user, chat_id).deleted_at = time.time()
 
     def restore_chat(self, user: str, chat_id: str) -> ChatInfo:
         """Brings a deleted chat back."""
-        with self._writing(user) as session:
-            _chat(session, user, chat_id, with_deleted=True).deleted_at = None
+        with self._sessions.writing(user) as session:
+            chat_of(session, user, chat_id, with_deleted=True).deleted_at = None
         return self.get_chat(user, chat_id)
 
     def purge_deleted(self, older_than_s: float = 86_400.0) -> int:
@@ -122,44 +98,40 @@ class Store:
 
         The default leaves a day, so that one app process starting up does not take away another's undo.
         """
-        with self._writing() as session:
+        with self._sessions.writing() as session:
             old = select(ChatRow.id).where(col(ChatRow.deleted_at) <= time.time() - older_than_s)
             chats = list(session.exec(old))
-            messages = select(MessageRow.id).where(col(MessageRow.chat_id).in_(chats))
-            session.exec(delete(LabelRow).where(col(LabelRow.message_id).in_(messages)))
-            session.exec(delete(TokenRow).where(col(TokenRow.message_id).in_(messages)))
-            session.exec(delete(MessageRow).where(col(MessageRow.chat_id).in_(chats)))
-            session.exec(delete(ChatRow).where(col(ChatRow.id).in_(chats)))
+            erase(session, chats)
             return len(chats)
 
     # Messages
 
     def path(self, user: str, chat_id: str) -> list[StoredMessage]:
         """The active branch, from the first message to the last."""
-        with self._reading(user) as session:
-            chat = _chat(session, user, chat_id)
-            rows = _rows(session, chat_id)
+        with self._sessions.reading(user) as session:
+            chat = chat_of(session, user, chat_id)
+            rows = rows_of(session, chat_id)
             return stored_messages(session, self._cache, active_path(chat, rows), rows)
 
     def all_messages(self, user: str, chat_id: str) -> list[StoredMessage]:
         """Every version of every message, in the order they were begun; a parent comes before its children."""
-        with self._reading(user) as session:
-            _chat(session, user, chat_id)
-            rows = _rows(session, chat_id)
+        with self._sessions.reading(user) as session:
+            chat_of(session, user, chat_id)
+            rows = rows_of(session, chat_id)
             return stored_messages(session, self._cache, list(rows.values()), rows)
 
     def branch_to(self, user: str, message_id: str) -> list[StoredMessage]:
         """From the first message down to this one, whichever branch is active."""
-        with self._reading(user) as session:
-            message = _message(session, user, message_id)
-            rows = _rows(session, message.chat_id)
+        with self._sessions.reading(user) as session:
+            message = message_of(session, user, message_id)
+            rows = rows_of(session, message.chat_id)
             return stored_messages(session, self._cache, ancestors(message, rows), rows)
 
     def get_message(self, user: str, message_id: str) -> StoredMessage:
         """One message of the user."""
-        with self._reading(user) as session:
-            message = _message(session, user, message_id)
-            return stored_messages(session, self._cache, [message], _rows(session, message.chat_id))[0]
+        with self._sessions.reading(user) as session:
+            message = message_of(session, user, message_id)
+            return stored_messages(session, self._cache, [message], rows_of(session, message.chat_id))[0]
 
     def add_message(
         self,
@@ -178,16 +150,16 @@ class Store:
             raise InputError(
                 f"role must be one of {get_args(Role)} and status one of {get_args(Status)}; got {role!r}, {status!r}."
             )
-        with self._writing(user) as session:
-            chat = _chat(session, user, chat_id)
-            if parent_id is not None and _message(session, user, parent_id).chat_id != chat_id:
+        with self._sessions.writing(user) as session:
+            chat = chat_of(session, user, chat_id)
+            if parent_id is not None and message_of(session, user, parent_id).chat_id != chat_id:
                 raise StoreError("The message to go on from belongs to another chat.")
             row = MessageRow(chat_id=chat_id, parent_id=parent_id, role=role, text=storable(text), status=status)
             row.model, row.is_example, row.writer = model, is_example, self._writer
             session.add(row)
             session.flush()
             chat.updated_at = row.created_at
-            rows = _rows(session, chat_id)
+            rows = rows_of(session, chat_id)
             activate(chat, row, rows)
             return stored_messages(session, self._cache, [row], rows)[0]
 
@@ -197,7 +169,7 @@ class Store:
         A parent must come before its children. `active_child` is the first message of the active branch.
         """
         ids = {message.id: new_id() for message in messages}
-        with self._writing(user) as session:
+        with self._sessions.writing(user) as session:
             chat = ChatRow(user=user, title=clean_title(title), active_child=ids.get(active_child))
             session.add(chat)
             session.flush()
@@ -228,8 +200,8 @@ class Store:
         if status not in get_args(Status):
             raise InputError(f"status must be one of {get_args(Status)}; got {status!r}.")
         data = encode_tokens(tokens)
-        with self._writing(user) as session:
-            row = _message(session, user, message_id, with_deleted=True)
+        with self._sessions.writing(user) as session:
+            row = message_of(session, user, message_id, with_deleted=True)
             row.text, row.status, row.finish_reason = storable(text), status, finish_reason
             row.error, row.dropped_messages = error and storable(error), dropped_messages
             row.writer, row.saved_at, row.scores = self._writer, time.time(), encode_scores(scores)
@@ -242,13 +214,13 @@ class Store:
 
         A step past the first or last version stops there.
         """
-        with self._writing(user) as session:
-            message = _message(session, user, message_id)
-            rows = _rows(session, message.chat_id)
+        with self._sessions.writing(user) as session:
+            message = message_of(session, user, message_id)
+            rows = rows_of(session, message.chat_id)
             versions = versions_of(rows)[message.parent_id]
             position = versions.index(message.id) + step
             chosen = versions[max(0, min(position, len(versions) - 1))]
-            activate(_chat(session, user, message.chat_id), rows[chosen], rows)
+            activate(chat_of(session, user, message.chat_id), rows[chosen], rows)
             return chosen
 
     def step_back(self, user: str, chat_id: str) -> str | None:
@@ -256,9 +228,9 @@ class Store:
 
         Nothing is deleted: the next question becomes another version of the one that was taken back.
         """
-        with self._writing(user) as session:
-            chat = _chat(session, user, chat_id)
-            rows = _rows(session, chat_id)
+        with self._sessions.writing(user) as session:
+            chat = chat_of(session, user, chat_id)
+            rows = rows_of(session, chat_id)
             questions = [row for row in active_path(chat, rows) if row.role == "user"]
             if not questions:
                 return None
@@ -274,8 +246,8 @@ class Store:
         Raises:
             InputError: not a finished answer, or the span does not lie inside its text.
         """
-        with self._writing(user) as session:
-            row = _message(session, user, message_id)
+        with self._sessions.writing(user) as session:
+            row = message_of(session, user, message_id)
             check_label(row, start, end)
             same = (LabelRow.message_id == message_id, col(LabelRow.start) == start, col(LabelRow.end) == end)
             session.exec(delete(LabelRow).where(*same))
@@ -284,18 +256,18 @@ class Store:
 
     def count_marks(self, user: str, model: str) -> tuple[int, int]:
         """How many answers of this model the user has marked right, and how many wrong."""
-        with self._reading(user) as session:
+        with self._sessions.reading(user) as session:
             query = select(LabelRow.is_error, func.count()).join(MessageRow, col(MessageRow.id) == LabelRow.message_id)
-            query = _marked(query, user, model).group_by(col(LabelRow.is_error))
+            query = marked(query, user, model).group_by(col(LabelRow.is_error))
             counts = {bool(is_error): count for is_error, count in session.exec(query)}
             return counts.get(False, 0), counts.get(True, 0)
 
     def marked_answers(self, user: str, model: str) -> list[StoredMessage]:
         """The answers of this model that the user has marked as a whole, oldest first."""
-        with self._reading(user) as session:
+        with self._sessions.reading(user) as session:
             query = select(MessageRow).join(LabelRow, col(MessageRow.id) == LabelRow.message_id)
-            rows = list(session.exec(_marked(query, user, model).order_by(col(MessageRow.number))))
-            return [stored_messages(session, self._cache, [row], _rows(session, row.chat_id))[0] for row in rows]
+            rows = list(session.exec(marked(query, user, model).order_by(col(MessageRow.number))))
+            return [stored_messages(session, self._cache, [row], rows_of(session, row.chat_id))[0] for row in rows]
 
     # Life of the process
 
@@ -304,7 +276,7 @@ class Store:
 
         Answers that another living process writes into the same database are left alone.
         """
-        with self._writing() as session:
+        with self._sessions.writing() as session:
             rows = session.exec(select(MessageRow).where(MessageRow.status == "streaming")).all()
             abandoned = [row for row in rows if not is_writer_alive(row.writer, row.saved_at)]
             for row in abandoned:
@@ -313,65 +285,7 @@ class Store:
 
     def close(self) -> None:
         """Marks what this store was still writing as cancelled and lets the database go."""
-        with self._writing() as session:
+        with self._sessions.writing() as session:
             unfinished = (MessageRow.writer == self._writer, MessageRow.status == "streaming")
             session.exec(update(MessageRow).where(*unfinished).values(status="cancelled", finish_reason="cancelled"))
-        self._engine.dispose()
-
-    @contextmanager
-    def _reading(self, user: str) -> Iterator[Session]:
-        _check_user(user)
-        with self._lock, self._explained(), Session(self._engine) as session:
-            yield session
-
-    @contextmanager
-    def _writing(self, user: str | None = None) -> Iterator[Session]:
-        if user is not None:
-            _check_user(user)
-        with self._lock, self._explained(), Session(self._write_engine, expire_on_commit=False) as session:
-            yield session
-            session.commit()
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except DBAPIError as error:
-            raise StoreError(explain(error, self._url)) from error
-
-
-def _marked(query: Any, user: str, model: str) -> Any:
-    """Narrows a query over messages and labels to marks of whole answers of this model in the user's chats."""
-    query = query.join(ChatRow, col(ChatRow.id) == MessageRow.chat_id)
-    of_user = (ChatRow.user == user, col(ChatRow.deleted_at).is_(None))
-    return query.where(*of_user, MessageRow.model == model, col(LabelRow.start).is_(None))
-
-
-def _check_user(user: str) -> None:
-    if not isinstance(user, str) or not user:
-        raise StoreError("Chats belong to a user, but no user was given. Reload the page.")
-
-
-def _chat(session: Session, user: str, chat_id: str, with_deleted: bool = False) -> ChatRow:
-    query = select(ChatRow).where(ChatRow.id == chat_id, ChatRow.user == user)
-    chat = session.exec(query).first()
-    if chat is None or (chat.deleted_at is not None and not with_deleted):
-        raise StoreError("This chat does not exist (any more). Choose another one from the list.")
-    return chat
-
-
-def _message(session: Session, user: str, message_id: str, with_deleted: bool = False) -> MessageRow:
-    query = select(MessageRow).join(ChatRow, col(ChatRow.id) == MessageRow.chat_id)
-    query = query.where(MessageRow.id == message_id, ChatRow.user == user)
-    if not with_deleted:
-        query = query.where(col(ChatRow.deleted_at).is_(None))
-    message = session.exec(query).first()
-    if message is None:
-        raise StoreError("This message does not exist (any more). Open the chat again from the list.")
-    return message
-
-
-def _rows(session: Session, chat_id: str) -> dict[str, MessageRow]:
-    """The chat's messages by id, in the order they were added."""
-    query = select(MessageRow).where(MessageRow.chat_id == chat_id).order_by(col(MessageRow.number))
-    return {row.id: row for row in session.exec(query)}
+        self._sessions.close()
