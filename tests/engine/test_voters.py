@@ -17,8 +17,9 @@ from uqchat.config import GenerationConfig
 from uqchat.engine import decode, lineup
 from uqchat.engine.adapters import Adapter, LowRank
 from uqchat.engine.backend import FinishEvent, Request, StepEvent
+from uqchat.engine.broken import broken_voter
 from uqchat.engine.decode import Engine
-from uqchat.engine.voters import broken_voter, count_votes, mean_logits, mutual_information
+from uqchat.engine.voters import count_votes, mean_logits, mutual_information
 from uqchat.errors import InputError, ModelError
 from uqchat.types import Ensemble, Signals, StepSignals, TokenStep, Votes
 

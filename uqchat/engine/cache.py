@@ -105,6 +105,13 @@ class RowLayer(CacheLayerMixin):
         for states in (self.keys, self.values):
             states[target, :, :length] = states[source, :, :length]
 
+    def mend(self, lengths: Sequence[int]) -> None:
+        """0 for NaN and infinity behind the first `lengths` positions of the first rows, and in all other rows."""
+        for states in (self.keys, self.values):
+            for row, length in enumerate(lengths):
+                states[row : row + 1, :, length:].nan_to_num_(0.0, 0.0, 0.0)  # a row may have no storage yet
+            states[len(lengths) :].nan_to_num_(0.0, 0.0, 0.0)
+
     def swap(self, first: int, second: int, length: int) -> None:
         """Exchange the first `length` positions of two rows."""
         for states in (self.keys, self.values):
@@ -145,6 +152,11 @@ class RowCache(Cache):
         """Copy the first `length` positions of a row to another place in every layer."""
         for layer in self._used():
             layer.copy(source, target, length)
+
+    def mend(self, lengths: Sequence[int]) -> None:
+        """See `RowLayer.mend`; in every layer."""
+        for layer in self._used():
+            layer.mend(lengths)
 
     def swap(self, first: int, second: int, length: int) -> None:
         """Exchange two rows of at most `length` positions in every layer."""

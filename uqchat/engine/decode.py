@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from uqchat.engine.adapters import AdapterSet
 from uqchat.engine.backend import Event, FinishEvent, Request, StepEvent
+from uqchat.engine.broken import find_broken
 from uqchat.engine.capture import available_signals
 from uqchat.engine.choose_forward import Choice, choose_forward
 from uqchat.engine.failure import explain, is_out_of_memory
@@ -30,7 +31,7 @@ from uqchat.engine.rows import Row, Score
 from uqchat.engine.sampling import sample
 from uqchat.engine.scores import NUM_ALTERNATIVES, StepScores, Vocabulary, end_ids_of, score_logits
 from uqchat.engine.text import AnswerText, Detokenizer, find_reasoning_tags
-from uqchat.engine.voters import Ballot, ballot_of, end_broken
+from uqchat.engine.voters import Ballot, ballot_of
 from uqchat.errors import InputError
 from uqchat.types import FinishReason, Signals, StepSignals
 
@@ -167,7 +168,9 @@ class Engine:
             readers = self.lineup.batch.readers(PREFILL_CHUNK if self.forward.is_chunkable else 0)
             with self.pace.reading(readers, bool(running)) as allowed:
                 events += self._attempt(self._read, allowed, list(self.lineup.batch.reading))
-            events = end_broken(events, self.forward, lambda key, error: self._fail(self._rows[key], error))
+            batch = self.lineup.batch
+            broken = [row for row in (*batch.running, *batch.reading) if row.error is not None]
+            events += [event for row in broken for event in self._fail(row, row.error)]
         for event in events:
             if isinstance(event, FinishEvent):
                 del self._rows[event.key]
@@ -201,7 +204,7 @@ class Engine:
             return [event for row in failed for event in self._fail(row, explain(error))]
 
     def _fail(self, row: Row, error: Exception) -> list[Event]:
-        self.lineup.leave(row)
+        self.lineup.leave(row, is_broken=True)
         return [replace(event, error=error) for event in row.end("error") if isinstance(event, FinishEvent)]
 
     def _decode(self, rows: list[Row]) -> list[Event]:
@@ -249,6 +252,8 @@ class Engine:
         if row.unread:
             return self._take_forced(row, logits, signals, ballot)
         events = self._take_forced(row, logits[:-1], signals[:-1], ballot and ballot[:-1])
+        if row.error is not None:
+            return events
         for each in row.group:
             self.lineup.batch.start(each)
         return events + self._start(row, logits[-1:], signals[-1:], ballot and ballot[-1:])
@@ -305,7 +310,7 @@ class Engine:
             ballot, own = ballots[i], signals[i : i + 1]
             (known,) = own if ballot is None else ballot.add_to(own, chosen[i : i + 1])
             events += self._push(row, token_id, scores, i, known)
-            reason = row.reason_to_end(token_id)
+            reason = None if row.error else row.reason_to_end(token_id)
             events += self._finish(row, reason) if reason else []
         return events
 
@@ -326,6 +331,9 @@ class Engine:
         if watched := tuple(row.request.signals.watched_ids):
             log_probs = scores.log_probs(at, watched)
             signals = replace(signals or StepSignals(), watched=log_probs, watched_ids=watched)
+        row.error = row.error or find_broken(row.request, scores.logprob[at], signals)
+        if row.error is not None:  # the step ends this answer before its first token without numbers
+            return []
         ids = scores.top_ids[at][:NUM_ALTERNATIVES]
         alternatives = self.vocabulary.alternatives(ids, logprobs[:NUM_ALTERNATIVES])
         return row.push(token_id, Score(scores.logprob[at], scores.entropy[at], alternatives, signals))

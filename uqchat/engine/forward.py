@@ -84,10 +84,13 @@ class Forward(Protocol):
     def bytes_for(self, length: int) -> int:
         """Memory of one row of so many positions; 0 when unknown."""
 
-    def mend(self) -> None:
+    def mend(self, lengths: Sequence[int]) -> None:
         """Put 0 for every NaN and infinity that a broken row left behind.
 
         Who takes its place later sees those positions masked, but 0 * NaN is NaN.
+
+        Args:
+            lengths: positions that the rows at the first places hold, which stay as they are.
         """
 
     def release(self) -> None:
@@ -196,11 +199,9 @@ class BatchedForward:
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return 2 * config.num_hidden_layers * heads * size * self.model.dtype.itemsize * length
 
-    def mend(self) -> None:
+    def mend(self, lengths: Sequence[int]) -> None:
         """See `Forward.mend`."""
-        for layer in self.cache.layers:
-            for states in (layer.keys, layer.values) if layer.is_initialized else ():
-                states.nan_to_num_(0.0, 0.0, 0.0)
+        self.cache.mend(lengths)
 
     def release(self) -> None:
         """See `Forward.release`."""
@@ -305,7 +306,7 @@ class SequentialForward:
         """See `Forward.bytes_for`."""
         return 0
 
-    def mend(self) -> None:
+    def mend(self, lengths: Sequence[int]) -> None:
         """See `Forward.mend`; each row has a cache of its own."""
 
     def release(self) -> None:

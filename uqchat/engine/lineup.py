@@ -74,7 +74,7 @@ class Lineup:
 
     def keep(self, row: Row) -> None:
         """Save what a running row, which leaves next, and its voters hold for the conversation's next turn."""
-        if row not in self.batch.running or not self.prefixes.max_bytes:
+        if row not in self.batch.running or not self.prefixes.max_bytes or not row.is_seen:
             return
         with if_memory_allows("an answer was not kept for the next turn"):
             for each in row.group:
@@ -82,15 +82,21 @@ class Lineup:
                 if saved is not None:
                     self.prefixes.put(each.ids[: each.length], saved, each.kept_as)
 
-    def leave(self, row: Row) -> None:
+    def leave(self, row: Row, is_broken: bool = False) -> None:
         """Take a row and its voters out, wherever they are; the last in the batch frees the memory.
 
         It may have given that memory away.
+
+        Args:
+            is_broken: what it wrote need not be numbers. Nor need it where nobody has seen its logits yet.
         """
         if row in self.waiting:
             self.waiting.remove(row)
+        is_broken = is_broken or (row.length > 0 and not row.is_seen)
         for each in row.group:
             self.batch.leave(each)
+        if is_broken:  # also what is released next: a saved beginning may lie in it
+            self.forward.mend([each.length for each in (*self.batch.running, *self.batch.reading)])
         if not len(self.batch):
             self.forward.release()
 

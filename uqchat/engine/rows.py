@@ -11,6 +11,7 @@ import torch
 from uqchat.engine.backend import FinishEvent, Request, StepEvent
 from uqchat.engine.forward import Forward
 from uqchat.engine.text import AnswerText, Piece
+from uqchat.errors import ModelError
 from uqchat.types import Alternative, FinishReason, Signals, StepSignals, Timings, TokenStep
 
 
@@ -43,6 +44,7 @@ class Row:
     added: float = field(default_factory=time.perf_counter)
     started: float = 0.0
     first_token: float = 0.0
+    error: ModelError | None = None  # its logits, or a voter's, are no numbers: it ends with this step
     leader: Row | None = None  # of a voter: the answer's row, which it follows
     companions: list[Row] = field(default_factory=list)  # voters that read and run beside this row
 
@@ -56,6 +58,11 @@ class Row:
     def group(self) -> list[Row]:
         """This row and its voters', which are always equally long."""
         return [self, *self.companions]
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether logits behind all it has read were looked at; else nobody knows whether those are numbers."""
+        return self.first_token > 0
 
     @property
     def kept_as(self) -> str | None:

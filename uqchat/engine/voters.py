@@ -8,16 +8,13 @@ arXiv 1112.5745, equation 2), here in nats over the vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from uqchat.engine.backend import Event, StepEvent
-from uqchat.engine.forward import Forward
 from uqchat.engine.rows import Row
-from uqchat.errors import ModelError
 from uqchat.types import Signals, StepSignals, Votes
 
 BLOCK = 16  # positions whose distributions exist at a time, for all voters
@@ -102,37 +99,3 @@ def mutual_information(probs: Tensor) -> Tensor:
 def mean_logits(logits: Tensor) -> Tensor:
     """Logarithm of the mean of n distributions, (..., V), from their logits, (n, ..., V)."""
     return logits.log_softmax(dim=-1).logsumexp(dim=0) - math.log(len(logits))
-
-
-def end_broken(events: Sequence[Event], forward: Forward, fail: Callable[[int, Exception], list[Event]]) -> list[Event]:
-    """The events, where an answer ends before the first token on which one of its voters has no vote.
-
-    Args:
-        fail: ends the answer with this key; gives its last events.
-    """
-    errors: dict[int, ModelError] = {}
-    kept: list[Event] = []
-    for event in events:
-        error = broken_voter(event.step.signals) if isinstance(event, StepEvent) else None
-        if error is not None:
-            errors.setdefault(event.key, error)
-        if event.key not in errors:
-            kept.append(event)
-    for key, error in errors.items():
-        kept += fail(key, error)
-    if errors:
-        forward.mend()
-    return kept
-
-
-def broken_voter(signals: StepSignals | None) -> ModelError | None:
-    """The error that names a voter whose logits were NaN or infinite, None where there is none."""
-    for ensemble, votes in signals.votes.items() if signals else ():
-        for number, (name, probability) in enumerate(zip(ensemble.members, votes.probabilities, strict=True), start=1):
-            if math.isnan(probability):
-                return ModelError(
-                    f"Voter {number} of {len(ensemble.members)} ({name}) gave logits that are NaN or infinite, so it"
-                    " cannot judge this answer. Its weights are damaged, or too large for the number format: choose"
-                    " another estimator, train it again, or load the model in float32."
-                )
-    return None
