@@ -9,8 +9,15 @@ from pathlib import Path
 
 from benchmarks.common import update_readme
 
-HELPERS = ("__init__", "__main__", "common", "llama_cpp_peer")
-SLOW = ("soak", "formats", "format_products", "format_quality", "llama_cpp")  # only by name and with --full
+HELPERS = ("__init__", "__main__", "common", "peer", "llama_cpp_peer", "lm_polygraph_peer")
+SLOW = (
+    "soak",
+    "formats",
+    "format_products",
+    "format_quality",
+    "llama_cpp",
+    "lm_polygraph",
+)  # only by name and with --full
 NAMES = tuple(sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in HELPERS))
 
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 import uqchat
 from benchmarks.common import compare, interleave, save
+from benchmarks.peer import peer, timed
 from uqchat.config import GenerationConfig
 from uqchat.embedded import installed_gguf
 from uqchat.language_model import LanguageModel
@@ -26,32 +25,8 @@ PROMPT = "Tell me about the history of the lighthouse and the people who kept it
 COUNTS = (64, 128)
 FORMATS: dict[str, str | None] = {"bf16": None, "int8": "int8"}
 ESTIMATORS = ("entropy", "uq_head")
+MODES = ("plain", "logprobs")
 LEVEL, FAR_AHEAD = 1.0, 2.0
-Ask = Callable[[str, int], tuple[float, float]]
-
-
-@contextmanager
-def llama(python: str, gguf: Path, prompt: list[int]) -> Iterator[Ask]:
-    """A running llama.cpp: (mode, count) -> (tokens, seconds by its own clock)."""
-    peer = Path(__file__).with_name("llama_cpp_peer.py")
-    command = [python, "-P", str(peer), str(gguf), str(torch.get_num_threads()), json.dumps(prompt)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stdin is not None and process.stdout is not None
-        if not process.stdout.readline():
-            raise RuntimeError(f"{' '.join(command[:4])} ended at once: is llama-cpp-python installed there?")
-
-        def ask(mode: str, count: int) -> tuple[float, float]:
-            process.stdin.write(json.dumps({"mode": mode, "count": count}) + "\n")
-            process.stdin.flush()
-            answer = json.loads(process.stdout.readline())
-            return answer["tokens"], answer["seconds"]
-
-        try:
-            yield ask
-        finally:
-            process.stdin.close()
 
 
 def ours(model: LanguageModel, estimator: str, count: int) -> Callable[[], float]:
@@ -73,9 +48,10 @@ def main(repeats: int) -> None:
     prompt = models["bf16"].tokenizer.apply_chat_template(
         [{"role": "user", "content": PROMPT}], add_generation_prompt=True, return_dict=False
     )
-    with llama(python, gguf, list(prompt)) as ask:
+    arguments = [str(gguf), str(torch.get_num_threads()), json.dumps(list(prompt))]
+    with peer(python, Path(__file__).with_name("llama_cpp_peer.py"), arguments, "llama-cpp-python") as ask:
         for count in COUNTS:
-            arms = {f"llama.cpp {mode}": (lambda mode=mode, n=count: ask(mode, n)) for mode in ("plain", "logprobs")}
+            arms = {f"llama.cpp {mode}": timed(ask, {"mode": mode, "count": count}) for mode in MODES}
             arms |= {
                 f"{name} {estimator}": ours(model, estimator, count)
                 for name, model in models.items()
