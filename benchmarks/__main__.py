@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.common import update_readme
 
-HELPERS = ("__init__", "__main__", "common", "peer", "llama_cpp_peer", "lm_polygraph_peer")
+HELPERS = ("__init__", "__main__", "common", "memory", "peer", "llama_cpp_peer", "lm_polygraph_peer")
 SLOW = (
     "soak",
     "formats",
