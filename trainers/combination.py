@@ -31,8 +31,10 @@ from trainers.training_set import (
 )
 from uqchat.errors import InputError
 from uqchat.estimators.base import Estimator
-from uqchat.estimators.combination import Combination, Formula, Member, open_members
+from uqchat.estimators.combination import Combination, Formula, Member, asked, open_members
+from uqchat.estimators.word_pool import own_words
 from uqchat.models import load_model
+from uqchat.types import as_messages
 
 Array = np.ndarray
 BALANCES = ("none", "class", "group")
@@ -54,7 +56,8 @@ class TrainConfig:
     balance: str = "none"
     """"none" keeps the odds of errors, "class" and "group" make right and wrong weigh the same (per set and style)."""
     is_by_word: bool = True
-    """Whether a token has the highest score of its word's tokens."""
+    """Whether a token has the highest score of its word's tokens, and more where its word is the answer's own: training
+    labels hold every other word to be right, so that mixed with those the words that answer would seem safe too."""
     output: str = ""
     """Folder of the finished combination; empty is `artifact` in the run's folder."""
 
@@ -73,6 +76,7 @@ class Scores:
     groups: list[str]
     tokens: Array
     token_is_error: Array
+    token_is_own: Array
 
 
 def member_of(text: str) -> Member:
@@ -89,7 +93,7 @@ def collect(data: TrainingSet, members: Sequence[Member], estimators: Mapping[st
     """
     wanted = {(row.key, row.set) for row in data.rows}
     names = {key: one.name for key, one in estimators.items()}
-    answers, labels, groups, tokens, token_labels = [], [], [], [], []
+    answers, labels, groups, tokens, token_labels, own = [], [], [], [], [], []
     for cache in data.caches:
         for scored in replay(cache, list(estimators.values())):
             row = scored.answer
@@ -108,6 +112,8 @@ def collect(data: TrainingSet, members: Sequence[Member], estimators: Mapping[st
             known = [j for j in said if row.token_labels and row.token_labels[j] != IGNORED]
             tokens += [by_token[j] for j in known]
             token_labels += [row.token_labels[j] for j in known]
+            is_own = own_words(asked(as_messages(row.messages)), {token.index: token.text for token in scored.tokens})
+            own += [is_own[scored.tokens[j].index] for j in known]
     count = len(members)
     return Scores(
         np.array(answers).reshape(-1, count),
@@ -115,6 +121,7 @@ def collect(data: TrainingSet, members: Sequence[Member], estimators: Mapping[st
         groups,
         np.array(tokens).reshape(-1, count),
         np.array(token_labels, float),
+        np.array(own, float),
     )
 
 
@@ -148,6 +155,14 @@ def fit_formula(raws: Array, is_error: Array, penalty: float = 1.0, weights: Arr
     return Formula(tuple(slopes.tolist()), float(found[0] - slopes @ mean))
 
 
+def fit_tokens(scores: Scores, config: TrainConfig) -> tuple[Formula, float]:
+    """The formula of a token, and what is added to it in words that are the answer's own. Raises: see `fit_formula`."""
+    if not config.is_by_word:
+        return fit_formula(scores.tokens, scores.token_is_error, config.penalty), 0.0
+    both = fit_formula(np.c_[scores.tokens, scores.token_is_own], scores.token_is_error, config.penalty)
+    return Formula(both.weights[:-1], both.bias), both.weights[-1]
+
+
 def train(config: TrainConfig, run: Run) -> Mapping[str, Any] | None:
     """Fit, and write the combination's folder. Raises UqchatError: no usable data, a member that cannot be opened."""
     data = read_training_set(config.data, run.log)
@@ -159,14 +174,14 @@ def train(config: TrainConfig, run: Run) -> Mapping[str, Any] | None:
     weights = _weights(scores, config.balance)
     answer = fit_formula(scores.answers, scores.is_error, config.penalty, weights)
     has_tokens = all(one.level == "token" for one in estimators.values()) and len(set(scores.token_is_error)) == 2
-    token = fit_formula(scores.tokens, scores.token_is_error, config.penalty) if has_tokens else None
+    token, own = fit_tokens(scores, config) if has_tokens else (None, 0.0)
     combined = [answer(raws) for raws in scores.answers.tolist()]
     metrics = {"fit auroc": macro_auroc(combined, scores.is_error.tolist(), scores.groups)["auroc"]}
     for place, text in enumerate(config.members):
         alone = scores.answers[:, place].tolist()
         metrics[f"fit auroc of {text} alone"] = macro_auroc(alone, scores.is_error.tolist(), scores.groups)["auroc"]
     info = data.origin(metrics=metrics, command=command_line())
-    Combination(members, estimators, answer, token, info, is_by_word=config.is_by_word).save(folder)
+    Combination(members, estimators, answer, token, info, is_by_word=config.is_by_word, own=own).save(folder)
     return {"artifact": str(folder), "answers": len(scores.answers), "tokens": len(scores.tokens), "metrics": metrics}
 
 

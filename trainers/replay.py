@@ -16,10 +16,10 @@ from trainers.answers import AnswerRow
 from trainers.cache import FeatureCache
 from uqchat.artifacts import Shelf
 from uqchat.errors import InputError
-from uqchat.estimators.base import Estimator
+from uqchat.estimators.base import AnswerContext, Estimator
 from uqchat.models import LoadedModel
 from uqchat.scoring import Scorer, signals_for
-from uqchat.types import Alternative, Risk, ScoredToken, Signals, StepSignals, Summary, TokenStep
+from uqchat.types import Alternative, Risk, ScoredToken, Signals, StepSignals, Summary, TokenStep, as_messages
 
 
 class Opened:
@@ -102,7 +102,7 @@ def replay(cache: FeatureCache, estimators: Sequence[Estimator], splits: Collect
     for index, answer in enumerate(cache.answers):
         if not answer.answer_ids or (splits and answer.split not in splits):
             continue
-        scorer = Scorer(estimators)
+        scorer = Scorer(estimators, AnswerContext((), tuple(as_messages(answer.messages)), None, None))
         for step in reader.steps(index):
             scorer.push(step)
         scorer.finish()

@@ -25,17 +25,10 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from trainers.answers import IGNORED, AnswerRow, Fact
-from uqchat.claims_rules import is_function_word
 from uqchat.grading import Word, find_alias, letter_of, words
+from uqchat.restating import is_quiet, question_forms
 
 RIGHT, WRONG = 0, 1
-_SAYS_NOTHING = frozenset(
-    "be been being has have had will may might must nor than whom whose them more any either neither only same other "
-    "such very too just about into over under between among though until up down out off again own "
-    "answer answers question called known named names name word following referred often commonly usually simply "
-    "located situated actually indeed follows respectively no ok yes".split()
-)
-_SENTENCE_BEGINS = re.compile(r"(?:^|[.!?:\n]\s*|[\"“]\s*|[-*•]\s+)$")
 _MARKER = re.compile(r"\s*(?:\d+[.)]\s|[-*•]\s)?\s*")  # of a list's line
 _FULL_STOP = r"(?<!\b[A-Z])(?<!\b(?:St|Mt|Ft|Dr|Mr))\.(?=\s|$|[\"”'])"  # not those of St. Louis and D. C.
 _CLAUSE_ENDS = re.compile(rf"[,;:(\n]|[!?](?=\s|$)|{_FULL_STOP}")
@@ -61,10 +54,10 @@ def label_tokens(row: AnswerRow, is_error: bool | None = None) -> tuple[int, ...
     """
     spans = graded_spans(row)
     labels: list[int | None] = [None] * len(row.text)  # per character; None says nothing
-    restating = _restating(row.question)
+    restating = question_forms(row.question)
     for word in words(row.text):
-        is_quiet = _is_quiet(word, row.text) or not word.forms.isdisjoint(restating)
-        _paint(labels, word.start, word.end, RIGHT if is_quiet else IGNORED)
+        is_no_claim = is_quiet(word, row.text) or not word.forms.isdisjoint(restating)
+        _paint(labels, word.start, word.end, RIGHT if is_no_claim else IGNORED)
     is_doubted = is_error is not None and not row.facts and bool(spans) and spans[0].is_error != is_error
     for span in spans:
         _paint(labels, span.start, span.end, IGNORED if is_doubted else int(span.is_error))
@@ -76,8 +69,8 @@ def graded_spans(row: AnswerRow) -> list[GradedSpan]:
     if row.choices:
         return _choice(row)
     if not row.facts:
-        return _fact_spans(row.text, 0, len(row.text), row.references, _restating(row.question), 0)
-    restating = _restating(row.question)
+        return _fact_spans(row.text, 0, len(row.text), row.references, question_forms(row.question), 0)
+    restating = question_forms(row.question)
     return [
         span
         for number, (start, end) in sorted(_stretches(row.text, row.facts, restating).items(), key=lambda item: item[1])
@@ -93,11 +86,11 @@ def fact_errors(row: AnswerRow) -> list[bool | None]:
 
 def restating_words(row: AnswerRow) -> list[tuple[int, int]]:
     """Characters of the content words that only say again what was asked, outside of the stretches that are graded."""
-    spans, restating = graded_spans(row), _restating(row.question)
+    spans, restating = graded_spans(row), question_forms(row.question)
     return [
         (word.start, word.end)
         for word in words(row.text)
-        if not (_is_quiet(word, row.text) or word.forms.isdisjoint(restating))
+        if not (is_quiet(word, row.text) or word.forms.isdisjoint(restating))
         and all(word.end <= span.start or word.start >= span.end for span in spans)
     ]
 
@@ -118,7 +111,7 @@ def _fact_spans(
 def _carrying(text: str, references: Sequence[str], restating: frozenset[str]) -> list[tuple[int, int]]:
     """Spans of the words that carry a wrong answer."""
     found = words(text)
-    own = [w for w in found if not _is_quiet(w, text) and w.forms.isdisjoint(restating)]
+    own = [w for w in found if not is_quiet(w, text) and w.forms.isdisjoint(restating)]
     if not own:
         return _spans(text, _last_run(found, text))
     clause_end = next((m.start() for m in _CLAUSE_ENDS.finditer(text) if m.start() >= own[0].end), len(text))
@@ -135,7 +128,7 @@ def _last_run(found: Sequence[Word], text: str) -> list[Word]:
     """The content words that end the answer's first sentence, when all of them are the question's."""
     ended = _SENTENCE_ENDS.search(text, found[0].end) if found else None
     first = [word for word in found if ended is None or word.end <= ended.start()]
-    loud = list(reversed(list(takewhile(lambda word: not _is_quiet(word, text), reversed(first)))))
+    loud = list(reversed(list(takewhile(lambda word: not is_quiet(word, text), reversed(first)))))
     return loud or list(first[-1:])
 
 
@@ -152,26 +145,6 @@ def _spans(text: str, chosen: Iterable[Word]) -> list[tuple[int, int]]:
 
 def _is_name(text: str) -> bool:
     return text[:1].isupper() or any(char.isdigit() for char in text)
-
-
-def _is_quiet(word: Word, text: str) -> bool:
-    """Says nothing of its own. With a capital inside a sentence it is a name: Vitamin A, iodine's I, Los Angeles."""
-    shown = text[word.start : word.end]
-    if shown[:1].isupper() and not _SENTENCE_BEGINS.search(text[: word.start]):
-        return False
-    return word.is_article or word.form in _SAYS_NOTHING or is_function_word(shown)
-
-
-def _restating(question: str) -> frozenset[str]:
-    """The words of the question, in singular and plural, unless the plural is what it asks for."""
-    forms = _forms(question)
-    if "plural" in forms:
-        return forms
-    return forms | {form + "s" for form in forms} | {form[:-1] for form in forms if form[-1:] == "s"}
-
-
-def _forms(text: str) -> frozenset[str]:
-    return frozenset(form for word in words(text) for form in word.forms)
 
 
 # ---- several facts
@@ -214,7 +187,7 @@ def _places(text: str, subject: str, number: int) -> list[tuple[int, int, int]]:
 
 def _says_something(text: str, restating: frozenset[str], is_restating_enough: bool = False) -> bool:
     text = text[len(_MARKER.match(text)[0]) :]
-    loud = [word for word in words(text) if not _is_quiet(word, text)]
+    loud = [word for word in words(text) if not is_quiet(word, text)]
     return any(is_restating_enough or word.forms.isdisjoint(restating) for word in loud)
 
 

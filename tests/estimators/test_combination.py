@@ -14,10 +14,11 @@ from uqchat.estimators.base import AnswerContext, Estimator, FollowUp
 from uqchat.estimators.combination import Combination, Formula, Member
 from uqchat.estimators.entropy import Entropy
 from uqchat.estimators.max_prob import MaxProb
+from uqchat.estimators.word_pool import own_words
 from uqchat.language_model import LanguageModel, from_loaded
 from uqchat.origin import ArtifactError, Origin, origin_of
 from uqchat.scoring import Scorer
-from uqchat.types import Alternative, Risk, ScoredToken, Signals, Summary, TokenStep
+from uqchat.types import Alternative, Message, Risk, ScoredToken, Signals, Summary, TokenStep
 
 MEMBERS = (Member("entropy"), Member("max_prob"), Member("entropy", "max"))
 
@@ -229,3 +230,60 @@ def test_a_word_is_as_risky_as_its_riskiest_token_as_soon_as_that_is_known() -> 
     assert seen == [[0], [1], [1, 2], [3], [4], [5], [5, 6], [7]]
     # The answer's own score is of the tokens as they are.
     assert scorer.answer_scores()[0]["combination"].raw == pytest.approx(sum(entropies) / 8)
+
+
+def scored_by_word(
+    question: str, texts: Sequence[str], own: float = 10.0
+) -> tuple[list[float], list[dict[int, float]]]:
+    """Raw scores of tokens whose entropy is 1, in the end and after each token, and after the last of them."""
+    formula = Formula((1.0,), 0.0)
+    members = (Member("entropy"),)
+    one = Combination(members, {"entropy": Entropy()}, formula, formula, Origin(), is_by_word=True, own=own)
+    scorer = Scorer([one], AnswerContext((), (Message("user", question),), None, None))
+    seen, start = [], 0
+    for index, text in enumerate(texts):
+        span = (start, start := start + len(text))
+        pushed = scorer.push(TokenStep(index, index, text, span, -1.0, 1.0, ()))
+        seen.append({token.index: token.risks["combination"].raw for token in pushed})
+    seen.append({token.index: token.risks["combination"].raw for token in scorer.finish()})
+    return [token.risks["combination"].raw for token in scorer.tokens], seen
+
+
+def test_the_answers_own_words_are_scored_apart_from_those_that_only_say_the_question_again() -> None:
+    texts = ["The", " capital", " of", " Kyr", "gyz", "stan", " is", " Bish", "ke", "q", "."]
+    scores, seen = scored_by_word("What is the capital of Kyrgyzstan?", texts)
+    assert scores == [1, 1, 1, 1, 1, 1, 1, 11, 11, 11, 1]
+    # A word that may still become one of the question's is not tinted meanwhile; one that no longer can is at once.
+    assert seen[3] == {3: 1.0} and seen[7] == {7: 11.0}
+
+
+def test_a_word_of_the_question_that_a_sentence_says_twice_is_the_answers_own_the_second_time() -> None:
+    texts = ["The", " capital", " of", " Chile", " is", " Chile", ".", " Chile", " is", " in", " Asia", "."]
+    scores, _ = scored_by_word("What is the capital of Chile? Where is Chile?", texts)
+    assert scores == [1, 1, 1, 1, 1, 11, 1, 1, 1, 1, 11, 1]
+    texts = ["1", "3", " minus", " ", "1", "0", " is", " ", "1", "3", "."]
+    assert scored_by_word("What is 13 minus 10?", texts)[0] == [1, 1, 1, 1, 1, 1, 1, 1, 11, 11, 1]
+
+
+def test_the_last_word_of_an_answer_that_ends_in_it_is_judged_when_the_answer_is_whole() -> None:
+    scores, seen = scored_by_word("Who rules the Netherlands?", ["The", " Net"])
+    assert scores == [1, 11] and seen == [{0: 1.0}, {1: 1.0}, {1: 11.0}]
+
+
+def test_function_words_say_nothing_unless_a_capital_makes_them_names() -> None:
+    assert scored_by_word("Which vitamin?", ["It", " is", " vitamin", " A", "."])[0] == [1, 1, 1, 11, 1]
+    assert own_words("Which vitamin?", {0: "It", 1: " is", 4: " vitamin", 5: " A", 6: ""}) == {
+        0: False,
+        1: False,
+        4: False,
+        5: True,
+        6: False,
+    }
+
+
+def test_what_own_words_add_is_kept_in_the_folder(tmp_path: Path, model: LanguageModel) -> None:
+    formula = Formula((1.0,), 0.0)
+    members = (Member("entropy"),)
+    one = Combination(members, {}, formula, formula, origin_of(model), is_by_word=True, own=2.5)
+    one.save(tmp_path / "mix")
+    assert Combination.from_folder(tmp_path / "mix", model, "mix").own == 2.5

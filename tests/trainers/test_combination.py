@@ -11,7 +11,7 @@ from scipy.special import expit
 
 from tests.trainers.tiny_cache import make_model, make_tiny_cache
 from trainers import combination
-from trainers.combination import collect, fit_formula, member_of, open_members
+from trainers.combination import Scores, TrainConfig, collect, fit_formula, fit_tokens, member_of, open_members
 from trainers.common import TrainingError
 from trainers.replay import Opened
 from trainers.training_set import DataConfig, read_training_set
@@ -77,5 +77,18 @@ def test_a_run_writes_a_combination_that_scores_as_it_was_fitted(
     scores = collect(data, made.members, open_members(made.members, tmp_path, Opened(model.info)))
     row = data.rows[3]
     answer = model.score(row.question, list(row.answer_ids), estimators=[str(tmp_path / "run" / "artifact")])
+    assert len(scores.token_is_own) == len(scores.tokens) and set(scores.token_is_own) <= {0.0, 1.0}
     expected = made.answer(scores.answers[3].tolist())
     assert next(iter(answer.risks.values())).raw == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_own_words_add_is_fitted_beside_the_members_weights() -> None:
+    draw = np.random.default_rng(0)
+    raws, own = draw.normal(size=(4000, 1)), draw.integers(0, 2, 4000).astype(float)
+    is_error = (draw.random(4000) < 1 / (1 + np.exp(-(raws[:, 0] + 3 * own - 2)))).astype(float)
+    scores = Scores(raws, is_error, [], raws, is_error, own)
+    data = DataConfig(caches=("a",))
+    formula, added = fit_tokens(scores, TrainConfig(data))
+    assert (formula.weights[0], formula.bias, added) == pytest.approx((1, -2, 3), abs=0.25)
+    alone, nothing = fit_tokens(scores, TrainConfig(data, is_by_word=False))
+    assert nothing == 0 and alone == fit_formula(raws, is_error)

@@ -30,11 +30,15 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class AnswerContext:
-    """What an estimator may ask about the answer that it scores. `prompt_ids` are those the model has read."""
+    """What an estimator may ask about the answer that it scores.
+
+    `prompt_ids` are those the model has read, () where they are not at hand; `generation` is None where nobody knows
+    how the answer was chosen.
+    """
 
     prompt_ids: tuple[int, ...]
     messages: tuple[Message, ...]
-    generation: GenerationConfig
+    generation: GenerationConfig | None
     tokenizer: Any
 
 

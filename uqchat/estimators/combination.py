@@ -24,7 +24,7 @@ from uqchat.estimators.base import AnswerContext, Estimator, FollowUp, stored_ri
 from uqchat.estimators.running import Running
 from uqchat.estimators.word_pool import WordPool
 from uqchat.origin import ArtifactError, Origin, check_origin, read_origin
-from uqchat.types import Risk, ScoredToken, Signals, Summary, TokenStep
+from uqchat.types import Message, Risk, ScoredToken, Signals, Summary, TokenStep
 
 FORMAT = "uqchat-combination"
 STATISTICS = ("raw", "max")
@@ -71,7 +71,7 @@ class CombinationState:
 
 class Combination(Estimator):
     """Members' raw scores, weighted. Tokens get a combination of their own where all members score tokens; by word,
-    each has the highest score of its word's tokens."""
+    each has the highest score of its word's tokens, and `own` more where the word is the answer's own."""
 
     name = "combination"
     label = "Combination"
@@ -91,9 +91,10 @@ class Combination(Estimator):
         info: Origin,
         name: str = "combination",
         is_by_word: bool = False,
+        own: float = 0.0,
     ) -> None:
         self.members, self.answer, self.token, self.info, self.name = tuple(members), answer, token, info, name
-        self.is_by_word = is_by_word
+        self.is_by_word, self.own = is_by_word, own
         self._keys = tuple(estimators)  # several members may be statistics of one estimator
         self._estimators = tuple(estimators.values())
         self.needs = reduce(or_, (one.needs for one in self._estimators), Signals())
@@ -109,7 +110,7 @@ class Combination(Estimator):
     def from_folder(cls, folder: Path, model: Any, name: str, *, allow_mismatch: bool = False) -> Self:
         """See `Estimator.from_folder`; members are opened too."""
         folder = Path(folder)
-        raw = read_config_json(folder, FORMAT, ("members", "has_token", "is_by_word"))
+        raw = read_config_json(folder, FORMAT, ("members", "has_token", "is_by_word", "own"))
         info = read_origin(require(raw, "info", dict))
         if not allow_mismatch:
             check_origin(info, model, "combination")
@@ -121,7 +122,8 @@ class Combination(Estimator):
         answer = _formula("answer", tensors, len(members))
         token = _formula("token", tensors, len(members)) if require(raw, "has_token", bool) else None
         is_by_word = require({"is_by_word": False, **raw}, "is_by_word", bool)
-        return cls(members, open_members(members, folder, model), answer, token, info, name, is_by_word)
+        own = require({"own": 0.0, **raw}, "own", float)
+        return cls(members, open_members(members, folder, model), answer, token, info, name, is_by_word, own)
 
     def save(self, folder: Path) -> None:
         """See `Estimator.save`; members are named, not copied."""
@@ -132,9 +134,13 @@ class Combination(Estimator):
             "members": [{"estimator": m.estimator, "statistic": m.statistic} for m in self.members],
             "has_token": self.token is not None,
             "is_by_word": self.is_by_word,
+            "own": self.own,
         }
         facts = {f"Weights, {key}": _described(self.members, one) for key, one in formulas.items()}
         facts["A token's score"] = "the highest of its word's tokens" if self.token and self.is_by_word else ""
+        facts["Of the answer's own words"] = (
+            f"{self.own:+.3g}, for neither function words nor the question's" if self.own else ""
+        )
         use = "Its score is a logit, higher is riskier: name this folder as an estimator of `uqchat`."
         write_artifact(Path(folder), FORMAT, settings, tensors, self.info, card_text(self.label, facts, self.info, use))
 
@@ -143,7 +149,7 @@ class Combination(Estimator):
     def new_state(self) -> CombinationState:
         """A state of each member."""
         parts = [Running(one) for one in self._estimators]
-        return CombinationState(parts, raws=[{} for _ in parts])
+        return CombinationState(parts, raws=[{} for _ in parts], pool=WordPool(self.own))
 
     def share(self, running: Mapping[Hashable, Running], state: CombinationState) -> None:
         """Members that were chosen too run once. Not those with follow-ups: each is told the replies to its own."""
@@ -153,6 +159,7 @@ class Combination(Estimator):
 
     def begin(self, context: AnswerContext, state: CombinationState) -> None:
         """See `Estimator.begin`."""
+        state.pool.ask(asked(context.messages))
         for part in state.parts:
             part.begin(context)
 
@@ -169,7 +176,9 @@ class Combination(Estimator):
     def finish(self, state: CombinationState) -> dict[int, Risk]:
         """Last changes of the tokens; without a formula for tokens, the answer's risk on all of them."""
         changed = self._take(state, [part.finish() for part in state.parts])
-        return changed if self.token else self._everywhere(state)
+        if self.token is None:
+            return self._everywhere(state)
+        return changed | {i: as_risk(raw) for i, raw in (state.pool.close() if self.own else {}).items()}
 
     def follow_ups(
         self, context: AnswerContext, tokens: Sequence[ScoredToken], state: CombinationState
@@ -252,6 +261,11 @@ def open_members(members: Sequence[Member], folder: Path, model: Any) -> dict[st
             raise ArtifactError(f"{member.estimator} is a combination itself; name its members instead.")
         found[member.estimator] = one
     return found
+
+
+def asked(messages: Sequence[Message]) -> str:
+    """The newest of the user's messages; '' where there is none."""
+    return next((message.text for message in reversed(messages) if message.role == "user"), "")
 
 
 def as_risk(raw: float) -> Risk:
