@@ -39,7 +39,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     ),
     (("estimators", "estimators.*"),),
     (("engine", "engine.*"), ("heads", "heads.*"), ("calibration", "calibration_*", "scope")),
-    (("features", "features_*"),),
+    (("features", "features_*"), ("restating",)),
     (
         (
             "models",
