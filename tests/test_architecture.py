@@ -67,7 +67,7 @@ LAYERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     ),
     (("config",), ("types",)),
     (("ports",),),
-    (("errors",), ("paths",), ("quick_imports",)),
+    (("errors",), ("paths",), ("quick_imports",), ("teams",)),
 )
 HARD_LIMIT = 400  # lines
 

@@ -36,6 +36,7 @@ from uqchat.estimators.vote_options import split_name
 from uqchat.fingerprint import weights_fingerprint
 from uqchat.hub_files import download_files
 from uqchat.origin import ArtifactError, Origin, check_origin
+from uqchat.teams import alone
 from uqchat.types import Level
 
 MAX_OPEN = 64  # estimators that are kept open; more names than that are folders and Hub ids that somebody tries
@@ -120,7 +121,8 @@ class Shelf:
         """A fresh one, see `open_estimator`."""
         base, options = self._parts(name)
         stamp = self._stamp(name)  # before the files are read: if they change meanwhile, it is taken for an older one
-        made = self._opened(name, base, options, allow_mismatch)
+        with alone():
+            made = self._opened(name, base, options, allow_mismatch)
         made.source = (type(made), tuple(sorted(options.items())), stamp)
         return made
 

@@ -29,8 +29,9 @@ def load_language_model(name: str, **options: Any) -> LanguageModel:
     with quick_imports():
         from uqchat.language_model import from_loaded
         from uqchat.models import load_model
+        from uqchat.teams import in_a_thread
 
-        return from_loaded(load_model(name, **options))
+        return in_a_thread(lambda: from_loaded(load_model(name, **options)))
 
 
 class ModelHost:

@@ -25,6 +25,7 @@ from uqchat.estimators import ESTIMATORS, Estimator
 from uqchat.models import LoadedModel, load_model
 from uqchat.quick_imports import quick_imports
 from uqchat.scoring import refusal, signals_for
+from uqchat.teams import in_a_thread
 from uqchat.types import Answer, Message, ScoredToken, as_messages
 
 Messages = str | Iterable[Message | Mapping[str, Any]]
@@ -46,7 +47,7 @@ def load(
         UqchatError: the model cannot be found, fetched, read or run; the text names the way out.
     """
     with quick_imports():
-        return from_loaded(load_model(name, device, dtype, quantization))
+        return in_a_thread(lambda: from_loaded(load_model(name, device, dtype, quantization)))
 
 
 def from_loaded(loaded: LoadedModel, max_waiting: int = 1024) -> LanguageModel:
@@ -66,7 +67,7 @@ class LanguageModel:
 
     def __init__(self, loaded: LoadedModel, max_waiting: int = 1024, backend: Backend | None = None) -> None:
         self.info = loaded
-        self.engine = backend or Engine(loaded.model, loaded.tokenizer)
+        self.engine = backend or in_a_thread(lambda: Engine(loaded.model, loaded.tokenizer))
         template, vocabulary = getattr(loaded.tokenizer, "chat_template", None), loaded.tokenizer.get_vocab()
         self._tags = find_reasoning_tags(template, vocabulary)
         self._shelf = Shelf(self)

@@ -11,6 +11,7 @@ from uqchat.errors import InputError
 from uqchat.estimators.base import AnswerContext, Estimator, FollowUp
 from uqchat.estimators.running import run_all
 from uqchat.scoring_scope import AnswerCalibration, scope_signals
+from uqchat.teams import alone
 from uqchat.types import Risk, ScoredToken, Signals, Summary, TokenStep
 
 
@@ -63,6 +64,7 @@ class Scorer:
         found = {one.name: kept.outside for one, kept in zip(self.estimators, self._calibrated, strict=True)}
         return {name: reason for name, reason in found.items() if reason}
 
+    @alone()
     def push(self, step: TokenStep | ScoredToken) -> list[ScoredToken]:
         """The new token, scored; before it, any earlier tokens whose risks this step has revised."""
         found = []
@@ -75,6 +77,7 @@ class Scorer:
         earlier = [(name, {i: risk for i, risk in risks.items() if i != step.index}) for name, risks in found]
         return self._revise(earlier) + self.tokens[-1:]
 
+    @alone()
     def late(self, step: TokenStep) -> list[ScoredToken]:
         """A step once more, with what voters say of it that read behind the answer; tokens whose risks change."""
         found = []
@@ -83,6 +86,7 @@ class Scorer:
                 found.append((one.estimator.name, calibrated.of_tokens(one.push(step))))
         return self._revise(found)
 
+    @alone()
     def finish(self) -> list[ScoredToken]:
         """The answer is whole, or was stopped: tokens whose risks change once more."""
         changed = {}
@@ -98,6 +102,7 @@ class Scorer:
             return [[] for _ in self.estimators]
         return [one.estimator.follow_ups(self.context, self.tokens, one.state) for one in self._running]
 
+    @alone()
     def take_replies(self, number: int, replies: list[TokenStep]) -> list[ScoredToken]:
         """Hand an estimator, by its place in the list, the steps that it asked for; gives tokens whose risks change."""
         estimator = self.estimators[number]
@@ -113,6 +118,7 @@ class Scorer:
                 changed.add(index)
         return [self.tokens[index] for index in sorted(changed)]
 
+    @alone()
     def answer_scores(self) -> tuple[dict[str, Risk], dict[str, Summary]]:
         """Per estimator: the answer's risk, and mean, max and sum of its raw scores."""
         risks, summaries = {}, {}

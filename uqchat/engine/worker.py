@@ -10,6 +10,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import torch
+
 from uqchat.engine.backend import FinishEvent, Request, StepEvent
 from uqchat.engine.decode import Engine
 from uqchat.engine.failure import explain
@@ -53,6 +55,7 @@ class Worker:
         self._lock = threading.Lock()
         self._open: set[Job] = set()
         self._is_closed = False
+        self._num_threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._run, name="uqchat-model", daemon=True)
         self._thread.start()
         # A script may just end: the thread must not be inside torch while the interpreter goes away.
@@ -141,6 +144,7 @@ class Worker:
     # ---- the thread
 
     def _run(self) -> None:
+        torch.set_num_threads(self._num_threads)  # a thread begins with what another may just have set for itself
         while self._receive():
             try:
                 self._admit()
