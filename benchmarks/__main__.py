@@ -7,6 +7,8 @@ import importlib
 import time
 from pathlib import Path
 
+import torch
+
 from benchmarks.common import update_readme
 
 HELPERS = ("__init__", "__main__", "common", "memory", "peer", "llama_cpp_peer", "lm_polygraph_peer")
@@ -29,6 +31,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="the slow ones too, and more repeats")
     options = parser.parse_args()
     repeats = options.repeats or (9 if options.full else 3)
+    torch.set_num_threads(1)  # of the thread that makes what arms share: see `common.interleave`
     begun = time.perf_counter()
     for name in options.names or [name for name in NAMES if options.full or name not in SLOW]:
         start = time.perf_counter()

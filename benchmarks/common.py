@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
@@ -21,9 +22,11 @@ from uqchat.engine.backend import Request
 from uqchat.engine.decode import Engine
 from uqchat.language_model import LanguageModel
 from uqchat.placement import choose_dtype
+from uqchat.teams import in_a_thread
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+THREADS = torch.get_num_threads()
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
@@ -48,20 +51,40 @@ Arm = Callable[[], float | tuple[float, float]]
 def interleave(arms: dict[str, Arm], repeats: int) -> dict[str, list[float]]:
     """Work per second of every arm, `repeats` times, order reversed every other time, after one warm-up each.
 
+    Each begins without threads of another one's: see `uqchat.teams`.
+
     Args:
         arms: each runs once and returns how much work it did (tokens, say); with the seconds, if it times itself.
     """
     for run in arms.values():
-        run()
+        _by_itself(run)
     rates: dict[str, list[float]] = {name: [] for name in arms}
     for repeat in range(repeats):
         order = list(arms) if repeat % 2 else list(reversed(arms))
         for name in order:
             start = time.perf_counter()
-            result = arms[name]()
+            result = _by_itself(arms[name])
             work, seconds = result if isinstance(result, tuple) else (result, time.perf_counter() - start)
             rates[name].append(work / seconds)
     return rates
+
+
+def _by_itself(arm: Arm) -> Any:
+    """What an arm gives. Its thread ends with it, as do those in which models wrote answers for it; what is made for
+    all arms is made in a thread without a team, for that one stays."""
+
+    def run() -> Any:
+        torch.set_num_threads(THREADS)
+        return arm()
+
+    torch.set_num_threads(1)
+    try:
+        return in_a_thread(run)
+    finally:
+        for model in [one for one in gc.get_objects() if type(one) is LanguageModel]:
+            worker, model._worker = model._worker, None
+            if worker:
+                worker.close()
 
 
 def compare(claim: str, rates: dict[str, list[float]], arm: str, baseline: str, bar: float, unit: str) -> Row:
