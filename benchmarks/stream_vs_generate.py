@@ -31,7 +31,7 @@ def arms_for(model: LanguageModel, count: int) -> dict[str, object]:
 
     def stream() -> float:
         config = GenerationConfig(max_new_tokens=count)
-        return sum(1 for _ in model.stream(PROMPT, ("entropy", "max_prob", "margin"), config))
+        return len({token.index for token in model.stream(PROMPT, ("entropy", "max_prob", "margin"), config)})
 
     return {"generate": generate, "stream": stream}
 
