@@ -75,6 +75,14 @@ uq_head() {
   $PYTHON -m trainers uq-head --run-dir runs/uq_head --resume --config assets/estimators/settings-uq-head.json \
     --caches "$(caches train)" --output $OUT/uq_head
 }
+query() { # what ships was stopped after step 40 of 90 and finished with --finish: see its card
+  local found=() set
+  for set in $SETS; do found+=("\"data/$set-train-short\""); done
+  $PYTHON -m trainers query --run-dir runs/query --resume --caches "[$(IFS=,; echo "${found[*]}"),\"data/easy_facts-train-page\",\"data/popqa-train-page\"]" \
+    --limit 720 --max-wrong 1 --validation-limit 100 --first-layer 16 --layout text --divergence-on none \
+    --targets '["q_proj", "v_proj", "o_proj", "down_proj"]' --dropout 0.05 --epochs 1 --batch-size 8 --learning-rate 0.001 \
+    --output $OUT/query
+}
 question_only() { # a probe on the state at the prompt's end: what the topic alone tells
   $PYTHON -m trainers probe --run-dir runs/question_only --resume --config assets/estimators/settings-probe.json \
     --positions '["prompt"]' --use-confidence false --use-tokens false --caches "$(caches train)"
