@@ -31,9 +31,10 @@ from trainers.training_set import (
 )
 from uqchat.errors import InputError
 from uqchat.estimators.base import Estimator
-from uqchat.estimators.combination import Combination, Formula, Member, asked, open_members
+from uqchat.estimators.combination import Combination, Formula, Member, open_members
 from uqchat.estimators.word_pool import own_words
 from uqchat.models import load_model
+from uqchat.restating import newest_question
 from uqchat.types import as_messages
 
 Array = np.ndarray
@@ -112,7 +113,8 @@ def collect(data: TrainingSet, members: Sequence[Member], estimators: Mapping[st
             known = [j for j in said if row.token_labels and row.token_labels[j] != IGNORED]
             tokens += [by_token[j] for j in known]
             token_labels += [row.token_labels[j] for j in known]
-            is_own = own_words(asked(as_messages(row.messages)), {token.index: token.text for token in scored.tokens})
+            texts = {token.index: token.text for token in scored.tokens}
+            is_own = own_words(newest_question(as_messages(row.messages)), texts)
             own += [is_own[scored.tokens[j].index] for j in known]
     count = len(members)
     return Scores(

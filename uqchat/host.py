@@ -31,7 +31,7 @@ def load_language_model(name: str, **options: Any) -> LanguageModel:
         from uqchat.models import load_model
         from uqchat.teams import in_a_thread
 
-        return in_a_thread(lambda: from_loaded(load_model(name, **options)))
+        return from_loaded(in_a_thread(lambda: load_model(name, **options)))
 
 
 class ModelHost:

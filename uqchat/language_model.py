@@ -47,7 +47,7 @@ def load(
         UqchatError: the model cannot be found, fetched, read or run; the text names the way out.
     """
     with quick_imports():
-        return in_a_thread(lambda: from_loaded(load_model(name, device, dtype, quantization)))
+        return from_loaded(in_a_thread(lambda: load_model(name, device, dtype, quantization)))
 
 
 def from_loaded(loaded: LoadedModel, max_waiting: int = 1024) -> LanguageModel:

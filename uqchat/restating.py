@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from uqchat.claims_rules import is_function_word
 from uqchat.grading import Word, words
+from uqchat.types import Message
 
 _SAYS_NOTHING = frozenset(
     "be been being has have had will may might must nor than whom whose them more any either neither only same other "
@@ -23,6 +24,11 @@ _SAYS_NOTHING = frozenset(
 _SENTENCE_BEGINS = re.compile(r"(?:^|[.!?:\n]\s*|[\"“]\s*|[-*•]\s+)$")
 
 SENTENCE_ENDS = re.compile(r"[.!?](?=\s|$)|\n")
+
+
+def newest_question(messages: Sequence[Message]) -> str:
+    """The newest of the user's messages; '' where there is none."""
+    return next((message.text for message in reversed(messages) if message.role == "user"), "")
 
 
 def is_quiet(word: Word, text: str) -> bool:

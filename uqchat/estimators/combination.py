@@ -24,7 +24,8 @@ from uqchat.estimators.base import AnswerContext, Estimator, FollowUp, stored_ri
 from uqchat.estimators.running import Running
 from uqchat.estimators.word_pool import WordPool
 from uqchat.origin import ArtifactError, Origin, check_origin, read_origin
-from uqchat.types import Message, Risk, ScoredToken, Signals, Summary, TokenStep
+from uqchat.restating import newest_question
+from uqchat.types import Risk, ScoredToken, Signals, Summary, TokenStep
 
 FORMAT = "uqchat-combination"
 STATISTICS = ("raw", "max")
@@ -159,7 +160,7 @@ class Combination(Estimator):
 
     def begin(self, context: AnswerContext, state: CombinationState) -> None:
         """See `Estimator.begin`."""
-        state.pool.ask(asked(context.messages))
+        state.pool.ask(newest_question(context.messages))
         for part in state.parts:
             part.begin(context)
 
@@ -261,11 +262,6 @@ def open_members(members: Sequence[Member], folder: Path, model: Any) -> dict[st
             raise ArtifactError(f"{member.estimator} is a combination itself; name its members instead.")
         found[member.estimator] = one
     return found
-
-
-def asked(messages: Sequence[Message]) -> str:
-    """The newest of the user's messages; '' where there is none."""
-    return next((message.text for message in reversed(messages) if message.role == "user"), "")
 
 
 def as_risk(raw: float) -> Risk:

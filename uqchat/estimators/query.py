@@ -19,6 +19,7 @@ from uqchat.engine.adapters import Adapter
 from uqchat.estimators.base import AnswerContext, Estimator, FollowUp, ModelFacts, stored_risk
 from uqchat.estimators.query_files import FORMAT, RELEASED, QueryFiles, read_query, write_query
 from uqchat.estimators.query_format import Query, make_query, query_ids
+from uqchat.restating import newest_question
 from uqchat.types import Risk, ScoredToken, Signals, Summary, TokenStep
 
 MAX_SENTENCES = 16  # forwards at most for one answer; the sentences beyond are judged together with the last of these
@@ -74,7 +75,7 @@ class ZeroShotQuery(Estimator):
         groups = sentences(said) if self.level == "sentence" else [said] if said else []
         state.label_ids = query.label_ids
         state.groups = [tuple(token.index for token in group) for group in groups]
-        question = next((message.text for message in reversed(context.messages) if message.role == "user"), "")
+        question = newest_question(context.messages)
         ids = [token.token_id for token in said]
         ends = [sum(map(len, groups[: i + 1])) for i in range(len(groups))]
         signals, adapter = Signals(watched_ids=query.label_ids), self.adapter.name if self.adapter else None
